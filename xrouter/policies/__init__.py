@@ -1,0 +1,1 @@
+"""Who decides: baselines, chat models, and the local language model."""
