@@ -142,6 +142,7 @@ class Codec:
         if query_tokens < 8:
             raise ValueError(f"policy.query_tokens={query_tokens}; must be at least 8")
         self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True
         self.cards = dict(cards)
         self.reference_usd = reference_usd
         self.query_tokens = query_tokens
@@ -195,7 +196,7 @@ class Codec:
 
     def _text(self, text: str) -> list[int]:
         """Token ids of user text; what looks like a special token stays plain text."""
-        return self.tokenizer.encode(text.replace("<|", "< |").replace("<tool", "< tool")).ids
+        return self.tokenizer.encode(text).ids
 
     def encode(self, state: State) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The context before the router's next turn: (request, turns so far).

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from xrouter.catalog import Price
 from xrouter.episode import Decision, State, TokenTrace
@@ -20,6 +21,7 @@ from xrouter.policies.codec import Codec
 from xrouter.policies.engine import Engine, Prompt, Sample
 from xrouter.tools import parse_tool_calls
 
+transformers_logging.disable_progress_bar()
 IDLE_TICKS = 12
 
 
@@ -125,9 +127,7 @@ class LocalPolicy:
         prompts = [item.prompt for item in batch]
         try:
             if self.threaded:
-                samples = await asyncio.to_thread(
-                    self.engine.generate, prompts, greedy=self.greedy
-                )
+                samples = await asyncio.to_thread(self.engine.generate, prompts, greedy=self.greedy)
             else:
                 samples = self.engine.generate(prompts, greedy=self.greedy)
         except Exception as error:  # every waiting request must hear of it
@@ -158,14 +158,19 @@ def checkpoint_folder(path: str | Path) -> Path:
     )
 
 
+def load_model(folder: Path) -> Qwen2ForCausalLM:
+    """The language model of a checkpoint folder, in float32."""
+    return Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def load_policy(
     path: str | Path, *, greedy: bool = True, threaded: bool = False, device: str = "cpu"
 ) -> LocalPolicy:
     """Load a trained router from a run folder or a checkpoint folder."""
     folder = checkpoint_folder(path)
     codec = Codec.load(folder)
-    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-    model.eval()
+    model = load_model(folder)
+    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     meta = json.loads((folder / "router.json").read_text(encoding="utf-8"))
     engine = Engine(model, pad_id=codec.pad_id, end_id=codec.end_id)
     return LocalPolicy(

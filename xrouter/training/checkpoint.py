@@ -6,6 +6,7 @@ step, which is also the data position: everything drawn in step k is seeded by (
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from xrouter.policies.codec import Codec
-from xrouter.policies.local import save_policy
+from xrouter.policies.local import load_model, save_policy
 from xrouter.provenance import write_json
 
 
@@ -47,10 +48,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 def load_checkpoint(folder: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> int:
     """Load weights, optimizer and RNG in place; returns the step."""
-    import json
-
-    saved = Qwen2ForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
-    model.load_state_dict(saved.state_dict())
+    model.load_state_dict(load_model(folder / "policy").state_dict())
     state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["torch_rng"])

@@ -53,9 +53,10 @@ class PolicyConfig(StrictModel):
 class WarmstartConfig(StrictModel):
     """Supervised start on random valid strategies."""
 
-    episodes: Positive = 3000
+    prompts: Positive = 640
+    samples_per_prompt: Positive = 8
     epochs: Positive = 3
-    batch_size: Positive = 128
+    prompts_per_batch: Positive = 12
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
 
 

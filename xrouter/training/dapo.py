@@ -58,24 +58,16 @@ def _centre(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values - mean[index], size, index
 
 
-def turn_returns(quality: Tensor, turn_costs: Tensor, weights: Tensor) -> Tensor:
-    """Reward-to-go of each turn: quality minus the cost that it *and later turns* cause.
-
-    ``quality`` [B]; ``turn_costs`` [B, T] in normalised cost, 0 where there was no turn;
-    ``weights`` [B] is λ. Returns [B, T]; column 0 is the whole episode's linear reward.
-    """
-    to_go = turn_costs.flip(1).cumsum(1).flip(1)
-    return quality[:, None] - weights[:, None] * to_go
-
-
 def turn_advantages(
     returns: Tensor, alive: Tensor, groups: Tensor, *, scale: Scale = "group", eps: float = 1e-6
 ) -> Tensor:
     """Advantage per turn: the return-to-go against the group's mean at the same turn.
 
-    ``returns`` [B, T], ``alive`` [B, T] bool (the episode had that turn), ``groups`` [B].
-    A turn that only one member of the group reached is compared with nothing and gets 0. The
-    scale is that of turn 0, so that later turns keep their size relative to the outcome.
+    The return of a turn is the reward with only the cost that this *and later turns* cause: what
+    earlier turns spent is sunk. ``returns`` [B, T], ``alive`` [B, T] bool (the episode had that
+    turn), ``groups`` [B]. A turn that only one member of the group reached is compared with
+    nothing and gets 0. The scale is that of turn 0, so that later turns keep their size relative
+    to the outcome.
     """
     out = torch.zeros_like(returns)
     for t in range(returns.shape[1]):
@@ -101,7 +93,7 @@ def informative_groups(rewards: Tensor, groups: Tensor, *, eps: float = 1e-6) ->
     still teaches thrift, and is kept.
     """
     centred, size, index = _centre(rewards, groups)
-    spread = torch.zeros_like(size).index_reduce_(0, index, centred.abs(), "amax")
+    spread = torch.zeros_like(size).scatter_reduce(0, index, centred.abs(), "amax")
     return (spread > eps)[index] & (size > 1)[index]
 
 

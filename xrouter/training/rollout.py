@@ -141,7 +141,7 @@ def make_batch(
 
 
 def own_logprobs(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, entropies) of the router's own tokens, flat in ``mask`` order.
+    """(log-probabilities, entropies in nats) of the router's own tokens, flat in ``mask`` order.
 
     Only the positions that count go through the output layer.
     """
@@ -167,5 +167,5 @@ def own_logprobs(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]
     ).last_hidden_state
     logp = torch.log_softmax(model.lm_head(hidden[:, :-1][batch.mask]).float(), dim=-1)
     targets = batch.tokens[:, 1:][batch.mask]
-    entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
     return logp.gather(1, targets.unsqueeze(1)).squeeze(1), entropy

@@ -28,7 +28,7 @@ from xrouter.episode import Episode, Task
 from xrouter.orchestrator import Limits, Orchestrator
 from xrouter.policies.cards import cards_from_outcomes
 from xrouter.policies.codec import Codec, train_tokenizer
-from xrouter.policies.engine import Engine
+from xrouter.policies.engine import Engine, flush_denormals
 from xrouter.policies.local import LocalPolicy, build_model, save_policy
 from xrouter.provenance import provenance, repo_root, write_atomic, write_json
 from xrouter.reward import Reward, RewardConfig, reward
@@ -129,13 +129,15 @@ class Trainer:
         self.config = config
         self.run = run
         torch.set_num_threads(config.threads)
+        flush_denormals()
         torch.manual_seed(config.seed)
         self.world = open_world(config)
-        table = self.world.train_table
+        headline = self.world.fleet.catalog.pool(config.pool.evaluate)
+        self.reference_usd = self.world.train_table.select(headline).reference_usd()
         self.reward_config = RewardConfig(
             form=config.reward.form,
             normalization=config.reward.normalization,
-            reference_usd=table.reference_usd(),
+            reference_usd=self.reference_usd,
             cap=config.reward.cap,
         )
         self.orchestrator = Orchestrator(
@@ -155,7 +157,8 @@ class Trainer:
             kv_heads=config.policy.kv_heads,
             intermediate_size=config.policy.intermediate_size,
             seed=config.seed,
-        ).to(config.device)
+        )
+        self.model.to(torch.device(config.device))  # type: ignore[arg-type]
         self.policy = self._policy(greedy=False)
         self.judge = self._policy(greedy=True)
         self.optimizer = torch.optim.AdamW(
@@ -172,7 +175,7 @@ class Trainer:
         return Codec(
             train_tokenizer(texts, vocab_size=policy.vocab_size, names=names),
             cards=cards_from_outcomes(table.models, table.quality, table.cost_usd),
-            reference_usd=table.reference_usd(),
+            reference_usd=self.reference_usd,
             query_tokens=policy.query_tokens,
             max_pool=policy.max_pool,
         )
@@ -188,6 +191,8 @@ class Trainer:
         return LocalPolicy(self.codec, engine, price=price, greedy=greedy)
 
     def train(self) -> None:
+        splits = {name: [t.id for t in tasks] for name, tasks in self.world.splits.items()}
+        write_json(self.run / "splits.json", splits)
         done = self._restore()
         steps = self.config.dapo.steps
         with tqdm(total=steps, initial=done, desc="DAPO", unit="step") as bar:
@@ -226,16 +231,19 @@ class Trainer:
         config = self.config.warmstart
         demonstrator = RandomStrategies(self.codec, _reply)
         rng = np.random.default_rng([self.config.seed, 1])
-        jobs = self._jobs(rng, config.episodes, samples=1, progress=1.0)
+        jobs = self._jobs(rng, config.prompts, samples=config.samples_per_prompt, progress=1.0)
         episodes = asyncio.run(roll_out(jobs, demonstrator, self.orchestrator))
-        sequences = [s for s in map(token_sequence, episodes) if s is not None]
+        groups: dict[int, list[TokenSequence]] = {}
+        for job, episode in zip(jobs, episodes, strict=True):
+            if (sequence := token_sequence(episode)) is not None:
+                groups.setdefault(job.group, []).append(sequence)
         with tqdm(total=100, desc="warm start", unit="%") as bar:
             fit(
                 self.model,
-                sequences,
+                list(groups.values()),
                 pad_id=self.codec.pad_id,
                 epochs=config.epochs,
-                batch_size=config.batch_size,
+                groups_per_batch=config.prompts_per_batch,
                 learning_rate=config.learning_rate,
                 seed=self.config.seed,
                 progress=lambda done, loss: _advance(bar, done, loss),
@@ -381,11 +389,11 @@ class Trainer:
                 clip_high=config.clip_high,
                 dual_clip=config.dual_clip,
             )
-            loss.backward()
+            (loss - config.entropy_bonus * entropy.sum() / tokens).backward()
             sums.update(
                 {
                     "loss": float(loss.detach()),
-                    "entropy": float(entropy.sum()) / tokens,
+                    "entropy": float(entropy.detach().sum()) / tokens,
                     "clip_ratio/low_mean": clip.low / tokens,
                     "clip_ratio/high_mean": clip.high / tokens,
                     "approx_kl": clip.approx_kl / tokens,

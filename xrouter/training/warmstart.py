@@ -1,9 +1,9 @@
 """Warm start: supervised learning of format and variety, never of what is right.
 
 Demonstrations are random valid strategies, run through the real orchestrator: how many models
-to call, which, whether to ask again, which answer to select, all drawn without looking at
-outcomes. After it the router writes well-formed turns of every kind about equally often, and
-reinforcement learning has to find out which of them pay.
+to call, which, when to stop, which answer to select, all drawn without looking at what is right.
+After it the router writes well-formed turns of every kind, and reinforcement learning has to find
+out which of them pay, for which request, pool and cost weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
-from xrouter.episode import Decision, State, Task, TokenTrace
+from xrouter.episode import Decision, State, Task, TokenTrace, answer_groups, best_so_far
 from xrouter.policies.codec import Codec, View
 from xrouter.tools import parse_tool_calls
 from xrouter.training.rollout import Batch, TokenSequence, make_batch, own_logprobs
@@ -29,21 +29,30 @@ DIRECT_REPLIES = (
 
 @dataclass(frozen=True, slots=True)
 class StrategyMix:
-    """Probabilities of the random strategies.
+    """Probabilities of the parts of a random strategy, drawn once per episode.
 
-    ``direct``: answer without a call. ``parallel[k]``: call k + 1 models at once.
-    ``select_now``: select in the same turn as the calls. ``stop``: select, rather than call
-    again, on a later turn.
+    ``direct``: answer without a call. ``width[k]``: call k + 1 models per turn. ``by_price``: ask
+    the drawn models cheapest first rather than in random order. ``stop``: after the first turn
+    (``once``), when two answers agree (``agree``), or at each turn with probability one half.
+    ``plurality``: select the best-supported answer rather than any. ``select_now``: select in the
+    same turn as a single call.
     """
 
-    direct: float = 0.12
-    parallel: tuple[float, ...] = (0.4, 0.4, 0.2)
+    direct: float = 0.1
+    width: tuple[float, ...] = (0.4, 0.4, 0.2)
+    by_price: float = 0.5
+    once: float = 0.3
+    agree: float = 0.5
+    plurality: float = 0.75
     select_now: float = 0.2
-    stop: float = 0.5
 
 
 class RandomStrategies:
-    """A policy that draws its strategy at random and writes it in the codec's tokens."""
+    """A policy that draws its strategy at random and writes it in the codec's tokens.
+
+    The strategy depends on the episode's seed alone, its moves on that and on whether answers
+    agree; none of it on whether an answer is right.
+    """
 
     name = "random-strategies"
 
@@ -55,30 +64,55 @@ class RandomStrategies:
         self.mix = mix or StrategyMix()
 
     async def decide(self, state: State) -> Decision:
-        rng = np.random.default_rng([state.seed, len(state.turns)])
-        view = self.codec.view(state.pool)
-        ids = self._action(state, view, rng)
+        ids = self._action(state, self.codec.view(state.pool))
         content, calls, errors = parse_tool_calls(self.codec.decode(ids, state.pool))
         root, tail = self.codec.encode(state)
         prompt = (*root, *tail)
         trace = TokenTrace(prompt, tuple(ids), (0.0,) * len(ids))
         return Decision(content, calls, errors, len(prompt), len(ids), 0.0, trace)
 
-    def _action(self, state: State, view: View, rng: np.random.Generator) -> list[int]:
-        mix = self.mix
-        answered = sorted({c.model for c in state.completions if view.slot(c.model)})
-        if not state.turns and rng.random() < mix.direct and state.mode == "agent":
-            return self.codec.encode_action(view, [], text=self.reply(state.task))
-        last = state.turns_left <= 1 and bool(state.turns)
-        if answered and (last or rng.random() < mix.stop):
-            return self.codec.encode_action(view, [], select=str(rng.choice(answered)))
-        fresh = [m for m in view.ids if m not in answered] or list(view.ids)
+    def _action(self, state: State, view: View) -> list[int]:
+        episode = np.random.default_rng([state.seed, 0])
+        turn = np.random.default_rng([state.seed, 1, len(state.turns)])
+        direct = episode.random() < self.mix.direct
+        order = [str(m) for m in episode.permutation(view.ids)]
+        width = 1 + int(episode.choice(len(self.mix.width), p=np.array(self.mix.width)))
+        if episode.random() < self.mix.by_price:
+            order[: 2 * width + 1] = sorted(order[: 2 * width + 1], key=view.ids.index)
+        rule = episode.choice(
+            ["once", "agree", "coin"], p=[self.mix.once, self.mix.agree, self._coin]
+        )
         if state.mode == "simple":
-            return self.codec.encode_action(view, [str(rng.choice(fresh))])
-        count = 1 + int(rng.choice(len(mix.parallel), p=np.array(mix.parallel)))
-        calls = [str(m) for m in rng.permutation(fresh)[:count]]
-        select = str(rng.choice(calls)) if rng.random() < mix.select_now else None
-        return self.codec.encode_action(view, calls, select=select)
+            return self.codec.encode_action(view, order[:1])
+        if direct and not state.turns:
+            return self.codec.encode_action(view, [], text=self.reply(state.task))
+        if state.turns and self._stops(state, view, str(rule), turn):
+            return self.codec.encode_action(view, [], select=self._choice(state, view, turn))
+        start = len({c.model for c in state.completions})
+        calls = (order + order)[start : start + width]
+        now = width == 1 and not state.turns and turn.random() < self.mix.select_now
+        return self.codec.encode_action(view, calls, select=calls[0] if now else None)
+
+    @property
+    def _coin(self) -> float:
+        return 1.0 - self.mix.once - self.mix.agree
+
+    def _stops(self, state: State, view: View, rule: str, rng: np.random.Generator) -> bool:
+        if not any(view.slot(c.model) for c in state.completions):
+            return False
+        if state.turns_left <= 1 or rule == "once":
+            return True
+        if rule == "agree":
+            groups = answer_groups(state.completions)
+            return bool(groups) and len(groups[0][1]) > 1
+        return bool(rng.random() < 0.5)
+
+    def _choice(self, state: State, view: View, rng: np.random.Generator) -> str:
+        """The model whose answer is selected: the plurality's, or any that answered."""
+        best = best_so_far(state.completions)
+        if best is not None and view.slot(best.model) and rng.random() < self.mix.plurality:
+            return best.model
+        return str(rng.choice(sorted({c.model for c in state.completions if view.slot(c.model)})))
 
 
 def neutral_reply(task: Task) -> str:
@@ -88,33 +122,44 @@ def neutral_reply(task: Task) -> str:
 
 def fit(
     model: Qwen2ForCausalLM,
-    sequences: Sequence[TokenSequence],
+    groups: Sequence[Sequence[TokenSequence]],
     *,
     pad_id: int,
     epochs: int,
-    batch_size: int,
+    groups_per_batch: int,
     learning_rate: float,
     seed: int,
     progress: Callable[[float, float], None] = lambda done, loss: None,
 ) -> float:
-    """Cross-entropy on the demonstrations' own tokens, cosine learning rate; returns the mean
-    loss (nats per token) of the last tenth of the updates. ``progress(fraction, loss)``."""
+    """Cross-entropy on the demonstrations' own tokens, cosine learning rate.
+
+    The sequences of a group share their prompt, which is computed once per batch. Returns the
+    mean loss (nats per token) of the last tenth of the updates; ``progress(fraction, loss)`` is
+    called after each.
+    """
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    updates = epochs * max(1, len(sequences) // batch_size)
+    batches = [
+        chunk
+        for _ in range(epochs)
+        for chunk in _chunks(rng.permutation(len(groups)).tolist(), groups_per_batch)
+    ]
     losses: list[float] = []
     model.train()
-    for update in range(updates):
-        if update * batch_size % len(sequences) < batch_size:
-            order = rng.permutation(len(sequences))
-        start = update * batch_size % len(sequences)
-        rows = [sequences[i] for i in order[start : start + batch_size]]
+    for update, chunk in enumerate(batches):
+        rows = [sequence for i in chunk for sequence in groups[i]]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _schedule(update, updates)
+            group["lr"] = learning_rate * _schedule(update, len(batches))
         loss = _update(model, optimizer, make_batch(rows, [[0.0]] * len(rows), pad_id))
         losses.append(loss)
-        progress((update + 1) / updates, loss)
-    return float(np.mean(losses[-max(1, updates // 10) :]))
+        progress((update + 1) / len(batches), loss)
+    return float(np.mean(losses[-max(1, len(batches) // 10) :]))
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    """Full chunks only, unless there is none."""
+    whole = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    return whole or [order]
 
 
 def _schedule(update: int, updates: int, warmup: int = 20) -> float:
