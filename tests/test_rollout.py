@@ -137,7 +137,9 @@ def test_shared_prompt_gradients_equal_plain_ones(
 
 
 def test_turn_advantages_land_on_the_tokens_of_their_turn(codec: Codec) -> None:
-    sequence = TokenSequence((5, 6), (7, 8, 9, 10), (0, 0, -1, 1), (-0.1, -0.2, 0.0, -0.3))
+    sequence = TokenSequence(
+        (5, 6), (7, 8, 9, 10), (0, 0, -1, 1), (-0.1, -0.2, 0.0, -0.3), (0,) * 4
+    )
     batch = make_batch([sequence], [[2.0, -3.0]], codec.pad_id)
     assert batch.advantages.tolist() == [[2.0, 2.0, 0.0, -3.0]]
     assert batch.mask.tolist() == [[True, True, False, True]]
@@ -152,7 +154,7 @@ def test_sampled_logprobs_equal_the_training_forward_pass(
     sequences = sequences_of(episodes)
     batch = make_batch(sequences, [[0.0]] * len(sequences), codec.pad_id)
     with torch.no_grad():
-        now, _ = own_logprobs(model, batch)
+        now, _ = own_logprobs(model, batch, codec.choice_table)
     assert torch.allclose(now, batch.old_logp[batch.mask], atol=2e-4)
 
 
@@ -176,6 +178,7 @@ def test_warm_start_lowers_the_loss(codec: Codec, demonstrations: list[Episode])
         groups_per_batch=2,
         learning_rate=5e-3,
         seed=0,
+        table=codec.choice_table,
         progress=lambda _, loss: losses.append(loss),
     )
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < losses[0] - 0.2

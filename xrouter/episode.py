@@ -40,6 +40,10 @@ class Task:
 
     ``gold`` and ``verifier`` are for the verifier alone: policies are handed
     :meth:`public`, which has neither. ``difficulty`` is in [0, 1], 1 being hardest.
+
+    ``messages``, where given, is the client's conversation as it was sent (images, tool results
+    and all): called models receive it instead of ``system``, ``history`` and ``query``, which
+    remain what the policy reads.
     """
 
     id: str
@@ -55,6 +59,7 @@ class Task:
     split: str = ""
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
     def public(self) -> Task:
         """The task without anything that would give the answer away."""
@@ -73,7 +78,25 @@ class Task:
         data = dict(row)
         data["history"] = tuple(data.get("history") or ())
         data["pool"] = tuple(data.get("pool") or ())
+        data["messages"] = tuple(data.get("messages") or ())
         return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request to one provider, for the bill: failed and cut-off ones count too.
+
+    ``estimated`` is set where the provider's usage was missing or impossible and the tokens were
+    counted here.
+    """
+
+    model: str
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    error: str | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,11 @@ class Completion:
 
     ``answer`` is the final answer in normalised form, or None where none was found; two
     completions agree when their answers are equal strings.
+
+    A live fleet may need several ``attempts``, the last of which may be another model; tokens
+    and cost are their sums. ``choices`` are the provider's choices in wire form, for clients that
+    want more than text (their own tools, several choices, log-probabilities). ``error_status`` is
+    the HTTP status of a provider's error.
     """
 
     model: str
@@ -94,6 +122,14 @@ class Completion:
     latency_s: float = 0.0
     finish_reason: str = "stop"
     error: str | None = None
+    error_status: int | None = None
+    attempts: tuple[Attempt, ...] = ()
+    choices: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def served_by(self) -> str:
+        """The model that answered, which differs from ``model`` after a failover."""
+        return self.attempts[-1].model if self.attempts else self.model
 
     @property
     def ok(self) -> bool:
@@ -124,12 +160,14 @@ class TokenTrace:
     """The router's own tokens of one turn, for training.
 
     ``prompt_ids`` is the whole context before the turn; ``response_ids`` and ``logprobs``
-    (natural log, under the sampling policy at temperature 1) have equal length.
+    (natural log, under the sampling policy at temperature 1) have equal length. ``choices``, of
+    the same length or empty, tells which tokens guided decoding allowed at each position.
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +295,14 @@ class State:
 
 
 def answer_groups(completions: Iterable[Completion]) -> list[tuple[str, list[Completion]]]:
-    """Group completions by equal answers, largest group first.
+    """Group completions by equal answers, the answer of most models first.
 
-    Ties go to the answer that was given most recently, since later calls are usually the
-    stronger models. Completions without an answer belong to no group.
+    A model that repeats itself has one voice: a replayed model agrees with itself always. Ties
+    go to the answer that was given most recently, since later calls are usually the stronger
+    models. Completions without an answer belong to no group.
     """
     items = [c for c in completions if c.ok and c.answer is not None]
-    counts = Counter(c.answer for c in items)
+    counts = Counter(answer for answer, _ in {(c.answer, c.model) for c in items})
     latest = {c.answer: i for i, c in enumerate(items)}
     order = sorted(counts, key=lambda a: (-counts[a], -latest[a]))
     return [(str(a), [c for c in items if c.answer == a]) for a in order]

@@ -9,12 +9,14 @@ afford thirty tokens per call, so two devices keep its sequences short and its p
   Decoding puts the real name back, so the text outside this module is plain Hermes;
 - *macros*: the fixed parts of a tool call are single tokens.
 
+``<|best|>`` in a selection stands for the model of the best-supported answer so far.
+
 Layout of a prompt (one line each, without the breaks)::
 
     <|system|> <|agent|> <|w4|>                           mode, cost weight
     <|m0|>gpt-4o-mini<|budget|><|$3|><|q6|> …             slot, id, tier, cost, quality
     <|user|> <|len5|> query text                          head and tail of the request
-    <|assistant|> …                                       the router's turn
+    <|assistant|> …                                       a turn: calls, or <|say|> and words
     <|tool|> <|m0|><|A|> <|m1|><|B|>                       answers; equal letters agree
     <|best|><|m1|><|x1|><|$4|><|t2|> <|assistant|> …       plurality, its size, spent, turns left
 """
@@ -30,12 +32,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from xrouter.catalog import TIERS, ModelSpec, tool_name
+from xrouter.catalog import TIERS, TOOL_PREFIX, ModelSpec, tool_name
 from xrouter.episode import Completion, State, Turn, best_so_far
 from xrouter.policies.cards import Card, shortlist
+from xrouter.policies.grammar import Alphabet, ChoiceTable, Grammar
 from xrouter.provenance import write_atomic, write_json
 from xrouter.tools import SELECT_TOOL
 
+BEST, SAY = "<|best|>", "<|say|>"
 MAX_SLOTS = 32
 COST_WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2)
 COST_BINS = 14
@@ -64,7 +68,7 @@ COUNTS = _tokens("x", range(10))
 TURNS = _tokens("t", range(9))
 LENGTHS = _tokens("len", range(12))
 MODES = ("<|agent|>", "<|simple|>")
-MARKS = ("<|none|>", "<|error|>", "<|bad|>", "<|best|>", "<|cut|>", "<|history|>")
+MARKS = ("<|none|>", "<|error|>", "<|bad|>", BEST, SAY, "<|cut|>", "<|history|>")
 SPECIALS = (
     PAD, END, SYSTEM, USER, ASSISTANT, TOOL, *MODES, *MARKS, *SLOTS, *WEIGHTS, *COSTS, *QUALITIES,
     *TIER_TOKENS, *GROUPS, *COUNTS, *TURNS, *LENGTHS, *MACROS,
@@ -261,32 +265,70 @@ class Codec:
         out += ["<|bad|>"] * len(turn.decision.parse_errors)
         if (best := best_so_far(seen)) is not None:
             votes = sum(c.ok and c.answer is not None and c.answer == best.answer for c in seen)
-            out += ["<|best|>", view.slot(best.model) or "<|none|>", COUNTS[min(votes, 9)]]
+            out += [BEST, view.slot(best.model) or "<|none|>", COUNTS[min(votes, 9)]]
         left = max_turns - turn.index - 1
         out += [self._cost(spent), TURNS[min(left, len(TURNS) - 1)], ASSISTANT]
         return [self.vocabulary[token] for token in out]
 
-    def decode(self, ids: Sequence[int], pool: Sequence[ModelSpec]) -> str:
-        """Router text with slots replaced by tool names; the end token is dropped."""
-        view = self.view(pool)
-        names = {
-            s: tool_name(m).removeprefix("call_") for s, m in zip(SLOTS, view.ids, strict=False)
-        }
-        raw = self.tokenizer.decode([i for i in ids if i != self.end_id], skip_special_tokens=False)
-        for slot, name in names.items():
-            raw = raw.replace(slot, name)
-        return raw
+    @cached_property
+    def alphabet(self) -> Alphabet:
+        ids = self.vocabulary
+        marked = {i for token, i in ids.items() if token in SPECIALS or token.startswith("<|id:")}
+        return Alphabet(
+            call_open=ids[CALL_OPEN],
+            call_close=ids[CALL_CLOSE],
+            select_open=ids[SELECT_OPEN],
+            select_close=ids[SELECT_CLOSE],
+            best=ids[BEST],
+            say=ids[SAY],
+            end=ids[END],
+            text=frozenset(ids.values()) - marked,
+            size=len(ids),
+        )
+
+    @cached_property
+    def choice_table(self) -> ChoiceTable:
+        return ChoiceTable(self.alphabet.size)
+
+    def grammar(self, state: State) -> Grammar:
+        """What the router may write in its next turn."""
+        view, ids = self.view(state.pool), self.vocabulary
+        asked = {c.model for turn in state.turns for c in turn.completions}
+        answered = [s for s in map(view.slot, {c.model for c in state.completions}) if s]
+        fresh = [s for s, m in zip(SLOTS, view.ids, strict=False) if m not in asked]
+        return Grammar(
+            self.alphabet,
+            self.choice_table,
+            fresh=tuple(ids[s] for s in fresh or SLOTS[: len(view.ids)]),
+            answered=tuple(sorted(ids[s] for s in answered)),
+            may_answer=state.mode == "agent" and not state.turns,
+            single=state.mode == "simple",
+        )
+
+    def decode(self, ids: Sequence[int], state: State) -> str:
+        """Router text with pointers replaced by tool names; the end token is dropped."""
+        kept = [i for i in ids if i not in (self.end_id, self.vocabulary[SAY])]
+        text = self.tokenizer.decode(kept, skip_special_tokens=False)
+        best = best_so_far(state.completions)
+        names = dict(zip(SLOTS, self.view(state.pool).ids, strict=False))
+        if best is not None:
+            names[BEST] = best.model
+        for pointer, model in names.items():
+            text = text.replace(pointer, tool_name(model).removeprefix(TOOL_PREFIX))
+        return text
 
     def encode_action(
         self, view: View, calls: Sequence[str], select: str | None = None, text: str = ""
     ) -> list[int]:
-        """Token ids of a turn that calls models, selects one, or answers in ``text``."""
+        """Token ids of a turn that calls models, selects one (or ``BEST``), or answers in
+        ``text``."""
         ids = self.vocabulary
-        out = self._text(text) if text else []
+        out = [ids[SAY], *self._text(text)] if text else []
         for model in calls:
             out += [ids[CALL_OPEN], ids[str(view.slot(model))], ids[CALL_CLOSE]]
         if select is not None:
-            out += [ids[SELECT_OPEN], ids[str(view.slot(select))], ids[SELECT_CLOSE]]
+            pointer = BEST if select == BEST else str(view.slot(select))
+            out += [ids[SELECT_OPEN], ids[pointer], ids[SELECT_CLOSE]]
         return [*out, self.end_id]
 
     def save(self, folder: Path) -> None:

@@ -15,24 +15,32 @@ import numpy as np
 import torch
 from transformers import DynamicCache, Qwen2ForCausalLM
 
+from xrouter.policies.grammar import Grammar
+
 CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sampled ids, the end token included when it was produced, and their log-probabilities."""
+    """Sampled ids, the end token included when it was produced, their log-probabilities, and the
+    ids of the allowed sets they were drawn from (empty without a grammar)."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A shared root, this row's own tail, and the key of its random stream."""
+    """A shared root, this row's own tail, the key of its random stream, and what it may say.
+
+    Within one call either all prompts have a grammar or none has. A grammar is used up.
+    """
 
     root: tuple[int, ...]
     tail: tuple[int, ...] = ()
     seed: tuple[int, ...] = (0,)
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if not self.root:
@@ -77,9 +85,12 @@ class Engine:
         cache, mask, logits = self._prefill(prompts)
         ids = torch.full((n, steps), self.pad_id, device=device)
         logprobs = torch.zeros((n, steps), device=device)
+        choices: list[list[int]] = [[] for _ in prompts]
         rows = torch.arange(n, device=device)
         for step in range(steps):
+            logits = _guide(logits, rows.tolist(), prompts, choices)
             token, logprob = _draw(logits, uniform[rows, step], greedy)
+            _advance(token.tolist(), rows.tolist(), prompts)
             ids[rows, step], logprobs[rows, step] = token, logprob
             going = token != self.end_id
             if step == steps - 1 or not bool(going.any()):
@@ -97,7 +108,7 @@ class Engine:
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
-        return _collect(ids, logprobs, self.end_id)
+        return _collect(ids, logprobs, choices, self.end_id)
 
     def _prefill(self, prompts: list[Prompt]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """(cache, mask, logits of the next token); the prompts all have a tail, or none has."""
@@ -164,9 +175,33 @@ def _draw(
     return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def _collect(ids: torch.Tensor, logprobs: torch.Tensor, end_id: int) -> list[Sample]:
+def _guide(
+    logits: torch.Tensor, rows: list[int], prompts: list[Prompt], choices: list[list[int]]
+) -> torch.Tensor:
+    """Mask what the grammars do not allow; a row that has ended may pad with anything."""
+    grammars = [prompts[i].grammar for i in rows]
+    if grammars[0] is None:
+        return logits
+    ids = []
+    for i, grammar in zip(rows, grammars, strict=True):
+        assert grammar is not None
+        ids.append(grammar.choice())
+        choices[i].append(ids[-1])
+    masks = grammars[0].table.masks(torch.tensor(ids, device=logits.device))
+    return logits.masked_fill(~masks, float("-inf"))
+
+
+def _advance(tokens: list[int], rows: list[int], prompts: list[Prompt]) -> None:
+    for token, i in zip(tokens, rows, strict=True):
+        if (grammar := prompts[i].grammar) is not None:
+            grammar.advance(token)
+
+
+def _collect(
+    ids: torch.Tensor, logprobs: torch.Tensor, choices: list[list[int]], end_id: int
+) -> list[Sample]:
     out = []
-    for row, lp in zip(ids.tolist(), logprobs.tolist(), strict=True):
+    for row, lp, chosen in zip(ids.tolist(), logprobs.tolist(), choices, strict=True):
         stop = row.index(end_id) + 1 if end_id in row else len(row)
-        out.append(Sample(tuple(row[:stop]), tuple(lp[:stop])))
+        out.append(Sample(tuple(row[:stop]), tuple(lp[:stop]), tuple(chosen[:stop])))
     return out

@@ -89,7 +89,8 @@ class LocalPolicy:
 
     async def decide(self, state: State) -> Decision:
         root, tail = self.codec.encode(state)
-        prompt = Prompt(root, tail, (state.seed, len(state.turns)))
+        seed = (state.seed, len(state.turns))
+        prompt = Prompt(root, tail, seed, self.codec.grammar(state))
         future: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(prompt, future))
         if self._flusher is None or self._flusher.done():
@@ -98,7 +99,7 @@ class LocalPolicy:
         return self._decision((*root, *tail), sample, state)
 
     def _decision(self, prompt: tuple[int, ...], sample: Sample, state: State) -> Decision:
-        text = self.codec.decode(sample.ids, state.pool)
+        text = self.codec.decode(sample.ids, state)
         content, calls, errors = parse_tool_calls(text)
         return Decision(
             content=content,
@@ -107,7 +108,7 @@ class LocalPolicy:
             input_tokens=len(prompt),
             output_tokens=len(sample.ids),
             cost_usd=self.price.cost(len(prompt), len(sample.ids)),
-            trace=TokenTrace(prompt, sample.ids, sample.logprobs),
+            trace=TokenTrace(prompt, sample.ids, sample.logprobs, sample.choices),
         )
 
     async def _flush(self) -> None:

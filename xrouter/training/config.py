@@ -105,8 +105,10 @@ class DapoConfig(StrictModel):
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     dual_clip: Annotated[float, Field(gt=1)] = 10.0
-    entropy_bonus: Annotated[float, Field(ge=0)] = 0.0
-    advantage_scale: Literal["group", "batch", "none"] = "group"
+    entropy_bonus: Annotated[float, Field(ge=0)] = 0.01  # on routing choices; decays to 0
+    # "group" is DAPO as defined; it blows the small cost differences of an all-correct group up to
+    # the size of right against wrong, and the router then learns thrift before it learns routing
+    advantage_scale: Literal["group", "batch", "none"] = "batch"
     credit: Literal["outcome", "turn"] = "turn"
     dynamic_sampling: bool = True
     max_gen_batches: Positive = 10  # rollout batches per step while groups have no spread

@@ -18,7 +18,10 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 from xrouter.episode import Episode, Task
 from xrouter.orchestrator import Orchestrator, Policy
 from xrouter.policies.engine import left_pad, positions_of
+from xrouter.policies.grammar import ChoiceTable
 from xrouter.verifiers import score
+
+NEVER = -1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,15 @@ async def roll_out(
 class TokenSequence:
     """One episode as tokens. All tuples have equal length, except ``prompt``.
 
-    ``turn`` is the router turn a token belongs to, −1 for observations; ``logprobs`` is 0 there.
+    ``turn`` is the router turn a token belongs to, −1 for observations; ``logprobs`` and
+    ``choices`` (see :class:`xrouter.episode.TokenTrace`) are 0 there.
     """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     turn: tuple[int, ...]
     logprobs: tuple[float, ...]
+    choices: tuple[int, ...]
 
     @property
     def own_tokens(self) -> int:
@@ -76,6 +81,7 @@ def token_sequence(episode: Episode) -> TokenSequence | None:
     tokens: list[int] = []
     turn: list[int] = []
     logprobs: list[float] = []
+    choices: list[int] = []
     for k, trace in enumerate(traces):
         context = (*prompt, *tokens)
         if trace.prompt_ids[: len(context)] != context:
@@ -84,7 +90,9 @@ def token_sequence(episode: Episode) -> TokenSequence | None:
         tokens += [*observed, *trace.response_ids]
         turn += [-1] * len(observed) + [k] * len(trace.response_ids)
         logprobs += [0.0] * len(observed) + list(trace.logprobs)
-    return TokenSequence(prompt, tuple(tokens), tuple(turn), tuple(logprobs))
+        allowed = trace.choices or (0,) * len(trace.response_ids)
+        choices += [0] * len(observed) + list(allowed)
+    return TokenSequence(prompt, tuple(tokens), tuple(turn), tuple(logprobs), tuple(choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,8 @@ class Batch:
     ``prompts``/``prompt_mask`` [U, P] hold each distinct prompt without its last token, padded
     left; ``tokens``/``token_mask`` [R, S] hold that last token and all that follows, padded
     right; ``prompt_of`` [R] maps rows to prompts. ``mask`` [R, S−1] marks the positions whose
-    *next* token the router wrote; ``old_logp`` and ``advantages`` [R, S−1] belong to it.
+    *next* token the router wrote; ``old_logp``, ``advantages`` and ``choices`` [R, S−1] belong
+    to it.
     """
 
     prompts: Tensor
@@ -105,6 +114,7 @@ class Batch:
     mask: Tensor
     old_logp: Tensor
     advantages: Tensor
+    choices: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(getattr(self, f).to(device) for f in self.__dataclass_fields__))
@@ -137,13 +147,17 @@ def make_batch(
         mask=own,
         old_logp=right((s.logprobs for s in sequences), 0.0, width - 1).float(),
         advantages=per_turn.gather(1, turn.clamp(min=0)) * own,
+        choices=right((s.choices for s in sequences), 0, width - 1).long(),
     )
 
 
-def own_logprobs(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
+def own_logprobs(
+    model: Qwen2ForCausalLM, batch: Batch, table: ChoiceTable | None = None
+) -> tuple[Tensor, Tensor]:
     """(log-probabilities, entropies in nats) of the router's own tokens, flat in ``mask`` order.
 
-    Only the positions that count go through the output layer.
+    With ``table``, of the distribution restricted to what guided decoding allowed. Only the
+    positions that count go through the output layer.
     """
     cache = DynamicCache(config=model.config)
     backbone = model.model
@@ -165,7 +179,10 @@ def own_logprobs(model: Qwen2ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    logp = torch.log_softmax(model.lm_head(hidden[:, :-1][batch.mask]).float(), dim=-1)
+    logits = model.lm_head(hidden[:, :-1][batch.mask]).float()
+    if table is not None:
+        logits = logits.masked_fill(~table.masks(batch.choices[batch.mask]), NEVER)
+    logp = torch.log_softmax(logits, dim=-1)
     targets = batch.tokens[:, 1:][batch.mask]
     entropy = -(logp.exp() * logp).sum(-1)
     return logp.gather(1, targets.unsqueeze(1)).squeeze(1), entropy

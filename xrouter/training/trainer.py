@@ -246,6 +246,7 @@ class Trainer:
                 groups_per_batch=config.prompts_per_batch,
                 learning_rate=config.learning_rate,
                 seed=self.config.seed,
+                table=self.codec.choice_table,
                 progress=lambda done, loss: _advance(bar, done, loss),
             )
 
@@ -281,7 +282,7 @@ class Trainer:
     def _collect(self, step: int) -> tuple[list[Scored], list[Scored], int]:
         """Dynamic sampling with over-sampling: (kept, all, rollout batches)."""
         config = self.config.dapo
-        progress = (step - 1) / max(1, config.steps - 1)
+        progress = self._progress(step)
         kept: list[Scored] = []
         everything: list[Scored] = []
         groups = 0
@@ -352,6 +353,7 @@ class Trainer:
             group["lr"] = lr
         if not batch:
             return {"loss": 0.0, "learning_rate": lr, "grad_norm": 0.0, "entropy": float("nan")}
+        bonus = config.entropy_bonus * (1.0 - self._progress(step))
         advantages = self._advantages(batch)
         by_group: dict[int, list[int]] = {}
         for i, s in enumerate(batch):
@@ -362,11 +364,16 @@ class Trainer:
         stats: list[dict[str, float]] = []
         for part in np.array_split(np.arange(len(order)), config.minibatches):
             if len(part):
-                stats.append(self._minibatch([order[i] for i in part], batch, advantages))
+                rows = [order[i] for i in part]
+                stats.append(self._minibatch(rows, batch, advantages, bonus))
         return {"learning_rate": lr} | {k: float(np.mean([s[k] for s in stats])) for k in stats[0]}
 
     def _minibatch(
-        self, groups: list[list[int]], batch: list[Scored], advantages: list[list[float]]
+        self,
+        groups: list[list[int]],
+        batch: list[Scored],
+        advantages: list[list[float]],
+        entropy_bonus: float,
     ) -> dict[str, float]:
         """One optimizer step; the loss is divided by the token count of the whole mini-batch."""
         config = self.config.dapo
@@ -378,7 +385,9 @@ class Trainer:
             micro = make_batch(
                 [batch[i].sequence for i in rows], [advantages[i] for i in rows], self.codec.pad_id
             ).to(self.config.device)
-            logp, entropy = own_logprobs(self.model, micro)
+            logp, entropy = own_logprobs(self.model, micro, self.codec.choice_table)
+            routing = self.codec.choice_table.is_routing(micro.choices[micro.mask])
+            entropy = entropy * routing
             loss, clip = dapo.policy_loss(
                 logp,
                 micro.old_logp[micro.mask],
@@ -389,7 +398,7 @@ class Trainer:
                 clip_high=config.clip_high,
                 dual_clip=config.dual_clip,
             )
-            (loss - config.entropy_bonus * entropy.sum() / tokens).backward()
+            (loss - entropy_bonus * entropy.sum() / tokens).backward()
             sums.update(
                 {
                     "loss": float(loss.detach()),
@@ -403,10 +412,14 @@ class Trainer:
         self.optimizer.step()
         return dict(sums) | {"grad_norm": float(norm)}
 
+    def _progress(self, step: int) -> float:
+        """0 at the first step, 1 at the last."""
+        return (step - 1) / max(1, self.config.dapo.steps - 1)
+
     def _learning_rate(self, step: int) -> float:
         config = self.config.dapo
         warm = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
-        decay = 1.0 - (1.0 - config.final_lr_fraction) * (step - 1) / max(1, config.steps - 1)
+        decay = 1.0 - (1.0 - config.final_lr_fraction) * self._progress(step)
         return config.learning_rate * warm * decay
 
     def _describe(self, scored: Sequence[Scored]) -> dict[str, float]:

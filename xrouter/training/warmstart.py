@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
-from xrouter.episode import Decision, State, Task, TokenTrace, answer_groups, best_so_far
-from xrouter.policies.codec import Codec, View
+from xrouter.episode import Decision, State, Task, TokenTrace, answer_groups
+from xrouter.policies.codec import BEST, Codec, View
+from xrouter.policies.grammar import ChoiceTable
 from xrouter.tools import parse_tool_calls
 from xrouter.training.rollout import Batch, TokenSequence, make_batch, own_logprobs
 
@@ -39,10 +40,10 @@ class StrategyMix:
     """
 
     direct: float = 0.1
-    width: tuple[float, ...] = (0.4, 0.4, 0.2)
-    by_price: float = 0.5
-    once: float = 0.3
-    agree: float = 0.5
+    width: tuple[float, ...] = (0.35, 0.45, 0.2)
+    by_price: float = 0.75
+    once: float = 0.2
+    agree: float = 0.6
     plurality: float = 0.75
     select_now: float = 0.2
 
@@ -65,10 +66,11 @@ class RandomStrategies:
 
     async def decide(self, state: State) -> Decision:
         ids = self._action(state, self.codec.view(state.pool))
-        content, calls, errors = parse_tool_calls(self.codec.decode(ids, state.pool))
+        content, calls, errors = parse_tool_calls(self.codec.decode(ids, state))
         root, tail = self.codec.encode(state)
         prompt = (*root, *tail)
-        trace = TokenTrace(prompt, tuple(ids), (0.0,) * len(ids))
+        choices = self.codec.grammar(state).choices(ids)
+        trace = TokenTrace(prompt, tuple(ids), (0.0,) * len(ids), choices)
         return Decision(content, calls, errors, len(prompt), len(ids), 0.0, trace)
 
     def _action(self, state: State, view: View) -> list[int]:
@@ -88,8 +90,8 @@ class RandomStrategies:
             return self.codec.encode_action(view, [], text=self.reply(state.task))
         if state.turns and self._stops(state, view, str(rule), turn):
             return self.codec.encode_action(view, [], select=self._choice(state, view, turn))
-        start = len({c.model for c in state.completions})
-        calls = (order + order)[start : start + width]
+        asked = {c.model for turn in state.turns for c in turn.completions}
+        calls = ([m for m in order if m not in asked] or order)[:width]
         now = width == 1 and not state.turns and turn.random() < self.mix.select_now
         return self.codec.encode_action(view, calls, select=calls[0] if now else None)
 
@@ -108,10 +110,9 @@ class RandomStrategies:
         return bool(rng.random() < 0.5)
 
     def _choice(self, state: State, view: View, rng: np.random.Generator) -> str:
-        """The model whose answer is selected: the plurality's, or any that answered."""
-        best = best_so_far(state.completions)
-        if best is not None and view.slot(best.model) and rng.random() < self.mix.plurality:
-            return best.model
+        """The model whose answer is selected: the best-supported one, or any that answered."""
+        if rng.random() < self.mix.plurality:
+            return BEST
         return str(rng.choice(sorted({c.model for c in state.completions if view.slot(c.model)})))
 
 
@@ -129,6 +130,7 @@ def fit(
     groups_per_batch: int,
     learning_rate: float,
     seed: int,
+    table: ChoiceTable | None = None,
     progress: Callable[[float, float], None] = lambda done, loss: None,
 ) -> float:
     """Cross-entropy on the demonstrations' own tokens, cosine learning rate.
@@ -150,7 +152,8 @@ def fit(
         rows = [sequence for i in chunk for sequence in groups[i]]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(update, len(batches))
-        loss = _update(model, optimizer, make_batch(rows, [[0.0]] * len(rows), pad_id))
+        batch = make_batch(rows, [[0.0]] * len(rows), pad_id)
+        loss = _update(model, optimizer, batch, table)
         losses.append(loss)
         progress((update + 1) / len(batches), loss)
     return float(np.mean(losses[-max(1, len(batches) // 10) :]))
@@ -166,8 +169,13 @@ def _schedule(update: int, updates: int, warmup: int = 20) -> float:
     return min(1.0, (update + 1) / warmup) * (0.55 + 0.45 * float(np.cos(np.pi * update / updates)))
 
 
-def _update(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-    logp, _ = own_logprobs(model, batch.to(model.device))
+def _update(
+    model: Qwen2ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    table: ChoiceTable | None,
+) -> float:
+    logp, _ = own_logprobs(model, batch.to(model.device), table)
     loss = -logp.mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
