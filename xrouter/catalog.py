@@ -8,9 +8,11 @@ a cost can always be traced to one line of ``configs/models.yaml`` (or of a reco
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 
 TIERS = ("premium", "standard", "budget", "specialized")
 TOOL_PREFIX = "call_"
+MAX_TOOL_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,13 @@ class ModelSpec:
         """The tier shown to the router: the first one listed."""
         return self.tiers[0]
 
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """The prices there are: input, output and, where the provider has one, cached input."""
+        cached = self.cached_input_usd_per_million
+        listed = (self.input_usd_per_million, self.output_usd_per_million)
+        return listed if cached is None else (*listed, cached)
+
     def cost(self, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> float:
         """USD for one call. ``cached_input_tokens`` are part of ``input_tokens``, billed at the
         cached price where the provider has one."""
@@ -73,6 +83,7 @@ class ModelSpec:
         return self.cost(input_tokens, self.typical_output_tokens)
 
 
+@cache
 def tool_name(model_id: str) -> str:
     """``gpt-4.1-mini`` -> ``call_gpt_4_1_mini``."""
     return TOOL_PREFIX + re.sub(r"[^a-z0-9]+", "_", model_id.lower()).strip("_")
@@ -118,8 +129,13 @@ class Catalog:
                 raise ValueError(
                     f"catalog: {spec.id}: tiers={list(spec.tiers)}; use one or more of {TIERS}"
                 )
-            if min(spec.input_usd_per_million, spec.output_usd_per_million) < 0:
-                raise ValueError(f"catalog: {spec.id}: prices must be >= 0")
+            if len(spec.tool_name) > MAX_TOOL_NAME:
+                raise ValueError(
+                    f"catalog: {spec.id}: tool name {spec.tool_name!r} is longer than the "
+                    f"{MAX_TOOL_NAME} characters that function calling allows; shorten the id"
+                )
+            if not all(0 <= price < math.inf for price in spec.prices):
+                raise ValueError(f"catalog: {spec.id}: prices must be finite and >= 0")
             self.models[spec.id] = spec
             self._by_tool[spec.tool_name] = spec.id
         self.pools = {name: tuple(ids) for name, ids in (pools or {}).items()}
@@ -187,7 +203,7 @@ class Catalog:
         return cls(
             [_spec(row, path) for row in raw["models"]],
             pools=raw.get("pools"),
-            router_price=Price(**raw.get("router", {})),
+            router_price=_router_price(raw.get("router"), path),
             price_date=str(raw.get("price_date", "")),
         )
 
@@ -204,14 +220,26 @@ class Catalog:
                 f"{path}: needs rows with the columns {sorted(need)}; missing "
                 f"{sorted(missing) if rows else 'all rows'}"
             )
-        prices = {
-            r["model"]: (float(r["input_usd_per_million"]), float(r["output_usd_per_million"]))
-            for r in rows
-        }
+        prices: dict[str, tuple[float, float]] = {}
+        for number, row in enumerate(rows, 2):
+            if row["model"] in prices:
+                raise ValueError(f"{path}: line {number}: model {row['model']!r} is listed twice")
+            try:
+                price = float(row["input_usd_per_million"]), float(row["output_usd_per_million"])
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}: line {number}: prices must be numbers") from None
+            prices[row["model"]] = price
         order = sorted(prices, key=lambda m: (sum(prices[m]), m))
         thirds = ("budget", "standard", "premium")
         tier = {m: thirds[min(2, 3 * i // len(order))] for i, m in enumerate(order)}
         return cls(ModelSpec(m, inp, out, (tier[m],), name=m) for m, (inp, out) in prices.items())
+
+
+def _router_price(row: Mapping[str, Any] | None, path: str | Path) -> Price:
+    try:
+        return Price(**(row or {}))
+    except TypeError as error:
+        raise ValueError(f"{path}: router: {error}") from None
 
 
 def _spec(row: Mapping[str, Any], path: str | Path) -> ModelSpec:

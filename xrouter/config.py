@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +22,7 @@ class ConfigError(ValueError):
 
 
 T = TypeVar("T", bound=StrictModel)
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def load_config(path: str | Path, schema: type[T], overrides: Iterable[str] = ()) -> T:
@@ -62,11 +64,8 @@ def set_key(raw: dict[str, Any], item: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
-    if isinstance(value, str):
-        try:
-            value = float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            value = text
+    if _EXPONENT.fullmatch(text.strip()):
+        value = float(text)  # YAML reads 1e-4 as text
     node = raw
     *parents, last = key.strip().split(".")
     for part in parents:
@@ -80,6 +79,15 @@ def set_key(raw: dict[str, Any], item: str) -> None:
 def _known(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
     model: Any = schema
     for part in location:
-        field = getattr(model, "model_fields", {}).get(str(part))
-        model = getattr(field, "annotation", None)
+        if isinstance(part, int):
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        model = _section(getattr(field, "annotation", None))
     return ", ".join(getattr(model, "model_fields", {})) or "nothing"
+
+
+def _section(annotation: Any) -> Any:
+    """The config section inside ``Section | None``, ``list[Section]`` or ``dict[str, Section]``."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((s for a in get_args(annotation) if (s := _section(a)) is not None), None)

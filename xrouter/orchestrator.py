@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from xrouter.catalog import Catalog, ModelSpec
 from xrouter.episode import (
@@ -29,8 +31,11 @@ from xrouter.episode import (
     World,
     best_so_far,
 )
+from xrouter.metering import lost_costs
 from xrouter.prompts import model_messages
-from xrouter.tools import ModelCall, Selection, ToolError, resolve
+from xrouter.tools import SELECT_TOOL, ModelCall, Selection, ToolError, resolve
+
+Delta = Mapping[str, Any]
 
 
 class Policy(Protocol):
@@ -57,7 +62,13 @@ class Fleet(Protocol):
 @dataclass(frozen=True, slots=True)
 class FleetRequest:
     """One call to one model. ``task`` is whole: the simulated and recorded fleets look up
-    outcomes by it; the live fleet sends ``messages``."""
+    outcomes by it; the live fleet sends ``messages``.
+
+    ``options`` are the client's own parameters in OpenAI terms (tools, stop, seed, …).
+    ``on_delta`` is set where this answer is bound to be the reply: a fleet that can stream hands
+    it each choice delta as it comes, in wire form. ``max_cost_usd`` is what the call may cost at
+    most, all its attempts together. Fleets of fixed outcomes ignore all three.
+    """
 
     task: Task
     model: str
@@ -65,6 +76,9 @@ class FleetRequest:
     temperature: float | None = None
     attempt: int = 0
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_delta: Callable[[Delta], None] | None = None
+    max_cost_usd: float | None = None
 
     @property
     def messages(self) -> list:
@@ -73,13 +87,18 @@ class FleetRequest:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one episode. Times in seconds, money in USD; None means no bound."""
+    """Bounds of one episode. Times in seconds, money in USD; None means no bound.
+
+    ``router_reserve_usd`` is kept back from ``budget_usd`` for the policy's next turn: the most
+    that one decision can cost.
+    """
 
     max_turns: int = 3
     max_calls_per_turn: int = 8
     call_timeout_s: float | None = 120.0
     episode_timeout_s: float | None = 300.0
     budget_usd: float | None = None
+    router_reserve_usd: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "max_calls_per_turn"):
@@ -99,6 +118,8 @@ class _Run:
     pool: tuple[ModelSpec, ...]
     seed: int
     deadline: float | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_delta: Callable[[str, Delta], None] | None = None
     started: float = field(default_factory=time.monotonic)
     turns: list[Turn] = field(default_factory=list)
 
@@ -149,10 +170,14 @@ class Orchestrator:
         pool: Iterable[str] | None = None,
         cost_weight: float = 0.0,
         seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+        on_delta: Callable[[str, Delta], None] | None = None,
     ) -> Episode:
         """Run one episode.
 
-        ``pool`` overrides ``task.pool``; with neither, the whole fleet is offered. Raises
+        ``pool`` overrides ``task.pool``; with neither, the whole fleet is offered. ``options``
+        are handed to the fleet. ``on_delta(model_id, delta)`` hears the tokens of an answer that
+        is bound to be the reply, where the fleet streams; see :class:`FleetRequest`. Raises
         ValueError for an empty pool or an unknown model, before anything is spent.
         """
         ids = tuple(pool) if pool is not None else (task.pool or tuple(self.fleet.catalog.models))
@@ -162,7 +187,8 @@ class Orchestrator:
             raise ValueError(f"task {task.id!r}: pool names unknown models {unknown}")
         specs = self.fleet.catalog.select(dict.fromkeys(ids))
         timeout = self.limits.episode_timeout_s
-        run = _Run(task, specs, seed, None if timeout is None else time.monotonic() + timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        run = _Run(task, specs, seed, deadline, options or {}, on_delta)
         end = await self._loop(run, policy, cost_weight)
         return Episode(
             task_id=task.id,
@@ -191,10 +217,11 @@ class Orchestrator:
                 return _fall_back(run, "budget")
             started = time.monotonic()
             try:
-                decision = await asyncio.wait_for(policy.decide(state), run.time_left())
-            except TimeoutError:
-                return _fall_back(run, "deadline")
+                decision = await self._decide(run, policy, state)
             except Exception as error:  # a broken policy must not break the caller
+                left = run.time_left()
+                if isinstance(error, TimeoutError) and left is not None and left <= 0:
+                    return _fall_back(run, "deadline")
                 return _fall_back(run, "policy_error", f"{type(error).__name__}: {error}")
             self._charge("router", decision.cost_usd)
             results, selected = await self._execute(run, decision)
@@ -204,7 +231,21 @@ class Orchestrator:
             if end := self._ending(run, turn, selected):
                 return end
         reason: StopReason = "simple" if self.mode == "simple" else "turns_exhausted"
-        return _fall_back(run, reason)
+        left = run.time_left()
+        return _fall_back(run, "deadline" if left is not None and left <= 0 else reason)
+
+    async def _decide(self, run: _Run, policy: Policy, state: State) -> Decision:
+        """Ask the policy. What a decision that never returned has cost is charged, and kept as a
+        turn without content."""
+        with lost_costs() as lost:
+            try:
+                decision = await asyncio.wait_for(policy.decide(state), run.time_left())
+            except BaseException:
+                if lost:
+                    self._charge("router", sum(lost))
+                    run.turns.append(Turn(len(run.turns), Decision(cost_usd=sum(lost))))
+                raise
+        return replace(decision, cost_usd=decision.cost_usd + sum(lost)) if lost else decision
 
     def _ending(self, run: _Run, turn: Turn, selected: Completion | None) -> _End | None:
         """How the episode ends after this turn, or None to go on."""
@@ -226,50 +267,25 @@ class Orchestrator:
         self, run: _Run, decision: Decision
     ) -> tuple[list[ToolResult], Completion | None]:
         """Carry out the tool calls of one turn, model calls in parallel, selections last."""
-        calls = _with_ids(decision.tool_calls, len(run.turns))
-        limit = 1 if self.mode == "simple" else self.limits.max_calls_per_turn
-        results: dict[int, ToolResult] = {}
+        taken = {r.call.id for t in run.turns for r in t.results}
+        calls = _with_ids(decision.tool_calls, len(run.turns), taken)
+        requests, results = self._plan(run, decision, calls)
         jobs: dict[int, asyncio.Task[Completion]] = {}
-        answered = [c.model for c in run.completions if c.ok]
-        attempts: dict[str, int] = {}
-        for completion in run.completions:
-            attempts[completion.model] = attempts.get(completion.model, 0) + 1
-        reserved = self._spent(run) + decision.cost_usd
-        selections: list[tuple[int, ToolCall]] = []
         try:
-            for i, call in enumerate(calls):
-                try:
-                    if call.name == "select_response" and self.mode == "agent":
-                        selections.append((i, call))
-                        continue
-                    if len(jobs) >= limit:
-                        raise ToolError(f"at most {limit} call(s) per turn; this one was not made")
-                    wanted = resolve(call, run.pool, answered)
-                    if not isinstance(wanted, ModelCall):
-                        raise ToolError("simple mode: call exactly one model")
-                    reserved = self._reserve(run, wanted.model, reserved)
-                except ToolError as error:
-                    results[i] = ToolResult(call, error=str(error))
-                    continue
-                attempt = attempts.get(wanted.model, 0)
-                attempts[wanted.model] = attempt + 1
-                request = FleetRequest(
-                    run.task,
-                    wanted.model,
-                    wanted.system_prompt,
-                    wanted.temperature,
-                    attempt,
-                    run.seed,
-                )
+            for i, request in requests.items():
                 jobs[i] = asyncio.ensure_future(self._call(run, request))
             for i, job in jobs.items():
                 results[i] = ToolResult(calls[i], completion=await job)
         finally:
-            for job in jobs.values():
-                job.cancel()
+            if pending := [job for job in jobs.values() if not job.done()]:
+                for job in pending:
+                    job.cancel()
+                await asyncio.gather(*pending, return_exceptions=True)  # they charge what they cost
         done = [r.completion for _, r in sorted(results.items()) if r.completion is not None]
         selected: Completion | None = None
-        for i, call in selections:
+        for i, call in enumerate(calls):
+            if i in results:
+                continue
             try:
                 selected = _selected(call, run.pool, [*run.completions, *done]) or selected
                 results[i] = ToolResult(call)
@@ -277,56 +293,145 @@ class Orchestrator:
                 results[i] = ToolResult(call, error=str(error))
         return [results[i] for i in sorted(results)], selected
 
+    def _plan(
+        self, run: _Run, decision: Decision, calls: Sequence[ToolCall]
+    ) -> tuple[dict[int, FleetRequest], dict[int, ToolResult]]:
+        """The model calls to make, and the refusals of the others, by position; selections are in
+        neither."""
+        limit = 1 if self.mode == "simple" else self.limits.max_calls_per_turn
+        refused: dict[int, ToolResult] = {}
+        planned: dict[int, tuple[FleetRequest, float]] = {}
+        final = _final_model(decision, self.mode, run.pool)
+        answered = [c.model for c in run.completions if c.ok]
+        attempts = Counter(c.model for c in run.completions)
+        spent = self._spent(run) + decision.cost_usd + self.limits.router_reserve_usd
+        reserved = spent
+        for i, call in enumerate(calls):
+            if call.name == SELECT_TOOL and self.mode == "agent":
+                continue
+            try:
+                if len(planned) >= limit:
+                    raise ToolError(f"at most {limit} call(s) per turn; this one was not made")
+                wanted = resolve(call, run.pool, answered)
+                if not isinstance(wanted, ModelCall):
+                    raise ToolError("simple mode: call exactly one model")
+                expected = self._reserve(run, wanted.model, reserved)
+            except ToolError as error:
+                refused[i] = ToolResult(call, error=str(error))
+                continue
+            reserved += expected
+            attempt = attempts[wanted.model]
+            attempts[wanted.model] += 1
+            request = FleetRequest(
+                run.task,
+                wanted.model,
+                wanted.system_prompt,
+                wanted.temperature,
+                attempt,
+                run.seed,
+                run.options,
+                _delta_sink(run, wanted.model) if wanted.model == final and not attempt else None,
+            )
+            planned[i] = request, expected
+        return self._with_allowances(planned, spent), refused
+
     async def _call(self, run: _Run, request: FleetRequest) -> Completion:
         timeouts = [t for t in (self.limits.call_timeout_s, run.time_left()) if t is not None]
+        timeout = max(0.0, min(timeouts)) if timeouts else None
         started = time.monotonic()
-        try:
-            work = self.fleet.complete(request)
-            done = await asyncio.wait_for(work, max(0.0, min(timeouts)) if timeouts else None)
-        except TimeoutError:
-            error = f"no answer within {min(timeouts):.0f} s"
-        except Exception as failure:  # a failing model is a result, not a crash
-            error = f"{type(failure).__name__}: {failure}"
-        else:
-            self._charge(request.model, done.cost_usd)
-            return done
+        with lost_costs() as lost:
+            try:
+                done = await asyncio.wait_for(self.fleet.complete(request), timeout)
+            except Exception as failure:  # a failing model is a result, not a crash
+                waited = time.monotonic() - started
+                if isinstance(failure, TimeoutError) and timeout is not None and waited >= timeout:
+                    error = f"no answer within {timeout:.3g} s"
+                else:
+                    error = f"{type(failure).__name__}: {failure}"
+            except BaseException:
+                self._charge(request.model, sum(lost))
+                raise
+            else:
+                self._charge(request.model, done.cost_usd)
+                return done
+        self._charge(request.model, sum(lost))
         return Completion(
             request.model,
             "",
+            cost_usd=sum(lost),
             latency_s=time.monotonic() - started,
             finish_reason="error",
             error=error,
         )
 
+    def _with_allowances(
+        self, planned: Mapping[int, tuple[FleetRequest, float]], spent: float
+    ) -> dict[int, FleetRequest]:
+        """Share what is left of the budget among the calls of a turn: each may cost what it is
+        expected to, and an equal part of the rest."""
+        if self.limits.budget_usd is None or not planned:
+            return {i: request for i, (request, _) in planned.items()}
+        rest = self.limits.budget_usd - spent - sum(usd for _, usd in planned.values())
+        return {
+            i: replace(request, max_cost_usd=usd + rest / len(planned))
+            for i, (request, usd) in planned.items()
+        }
+
     def _reserve(self, run: _Run, model: str, reserved: float) -> float:
-        """Money set aside once this call is made; refuses one that would break the budget."""
+        """USD this call is expected to cost; refuses one that would break the budget."""
         if self.limits.budget_usd is None:
-            return reserved
+            return 0.0
         expected = self.fleet.catalog[model].typical_cost(len(run.task.query) // 4)
         if reserved + expected > self.limits.budget_usd:
             raise ToolError(
                 f"budget: calling {model} would cost about ${expected:.4f}, "
                 f"${max(0.0, self.limits.budget_usd - reserved):.4f} is left"
             )
-        return reserved + expected
+        return expected
 
     def _spent(self, run: _Run) -> float:
         return sum(t.cost_usd for t in run.turns)
 
     def _overspent(self, run: _Run) -> bool:
-        return self.limits.budget_usd is not None and self._spent(run) >= self.limits.budget_usd
+        if self.limits.budget_usd is None:
+            return False
+        return self._spent(run) + self.limits.router_reserve_usd >= self.limits.budget_usd
 
     def _charge(self, who: str, usd: float) -> None:
         if self.on_cost is not None and usd:
             self.on_cost(who, usd)
 
 
-def _with_ids(calls: Sequence[ToolCall], turn: int) -> list[ToolCall]:
-    """Unique ids within the episode, where the policy gave none or repeated one."""
-    seen: set[str] = set()
+def _delta_sink(run: _Run, model: str) -> Callable[[Delta], None] | None:
+    return None if run.on_delta is None else partial(run.on_delta, model)
+
+
+def _final_model(decision: Decision, mode: Mode, pool: Sequence[ModelSpec]) -> str | None:
+    """The model whose answer is bound to be the reply, known before it is called: the only call
+    of simple mode, or a call that the same decision selects."""
+    by_tool = {spec.tool_name: spec.id for spec in pool}
+    calls = [by_tool[c.name] for c in decision.tool_calls if c.name in by_tool]
+    if mode == "simple":
+        return calls[0] if calls else None
+    selects = [c for c in decision.tool_calls if c.name == SELECT_TOOL]
+    if len(selects) != 1:
+        return None
+    name = str(selects[0].arguments.get("model_call_name"))
+    model = by_tool.get(name, name)
+    return model if calls.count(model) == 1 else None
+
+
+def _with_ids(calls: Sequence[ToolCall], turn: int, taken: set[str]) -> list[ToolCall]:
+    """Unique ids within the episode, where the policy gave none or repeated one; ``taken`` are
+    those of earlier turns."""
+    seen = set(taken)
     out = []
     for i, call in enumerate(calls):
-        ident = call.id if call.id and call.id not in seen else f"call_{turn}_{i}"
+        ident = call.id
+        if not ident or ident in seen:
+            ident = f"call_{turn}_{i}"
+        while ident in seen:
+            ident += "_"
         seen.add(ident)
         out.append(replace(call, id=ident))
     return out

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from xrouter.episode import Completion, Message, State, Task, ToolResult, Turn, answer_groups
+from xrouter.episode import Completion, Message, State, Task, ToolResult, Turn
 
 AGENT_PROMPT = """\
 You are a router. For each request you decide who answers, so that the answer is right and the \
@@ -91,10 +91,14 @@ def render_result(result: ToolResult, seen: Sequence[Completion], *, max_chars: 
     """A tool result as JSON text: the answer, its cost, and which answers it agrees with."""
     completion = result.completion
     error = result.error or (completion.error if completion else None)
-    if error or completion is None:
-        return json.dumps({"error": error or "accepted"}, ensure_ascii=False)
-    groups = {a: [c.model for c in cs] for a, cs in answer_groups(seen)}
-    agreeing = [m for m in groups.get(str(completion.answer), []) if m != completion.model]
+    if error:
+        return json.dumps({"error": error}, ensure_ascii=False)
+    if completion is None:
+        return json.dumps({"status": "accepted"})
+    agreeing = sorted(
+        {c.model for c in seen if c.ok and c.answer is not None and c.answer == completion.answer}
+        - {completion.model}
+    )
     text = completion.text
     if len(text) > max_chars:
         half = max_chars // 2
@@ -113,7 +117,9 @@ def render_result(result: ToolResult, seen: Sequence[Completion], *, max_chars: 
 
 def model_messages(task: Task, optimized_system_prompt: str | None) -> list[Message]:
     """The messages a called model receives: the router's system prompt, then the user's own,
-    then the history and the query."""
+    then the history and the query; or the client's conversation as it was sent."""
+    if task.messages:
+        return _with_system(task.messages, optimized_system_prompt)
     parts = [p for p in (optimized_system_prompt, task.system) if p]
     messages: list[Message] = []
     if parts:
@@ -121,3 +127,13 @@ def model_messages(task: Task, optimized_system_prompt: str | None) -> list[Mess
     messages += task.history
     messages.append({"role": "user", "content": task.query})
     return messages
+
+
+def _with_system(messages: Sequence[Message], prompt: str | None) -> list[Message]:
+    """The conversation with ``prompt`` put before its own system prompt, if there is one."""
+    first = messages[0]
+    if not prompt:
+        return list(messages)
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{prompt}\n\n{first['content']}"}, *messages[1:]]
+    return [{"role": "system", "content": prompt}, *messages]

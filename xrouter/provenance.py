@@ -65,6 +65,16 @@ def file_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+def code_hash(subpackages: Iterable[str] = ()) -> str:
+    """12 hex digits over the sources that decide outcomes: the modules at the top of the package,
+    those of the named subpackages, and the model catalog."""
+    package = Path(__file__).resolve().parent
+    files = sorted(p for p in package.glob("*.py") if p.stem not in ("cli", "reproduce"))
+    for name in sorted(subpackages):
+        files += sorted((package / name).rglob("*.py"))
+    return file_hash([*files, repo_root() / "configs" / "models.yaml"])
+
+
 def portable_path(path: str | Path) -> str:
     """A path as it may stand in a result: relative to the repository, or its last part."""
     resolved = Path(path).resolve()
@@ -73,20 +83,27 @@ def portable_path(path: str | Path) -> str:
     return resolved.name
 
 
+def command_line() -> str:
+    """The command that runs, without the paths of this machine; ``notebook`` inside a kernel."""
+    program = Path(sys.argv[0]).name
+    if program in ("ipykernel_launcher.py", "colab_kernel_launcher.py"):
+        return "notebook"
+    return " ".join([program or "python", *map(_portable_argument, sys.argv[1:])])
+
+
+def _portable_argument(argument: str) -> str:
+    name, eq, value = argument.rpartition("=")
+    return name + eq + (portable_path(value) if value.startswith(os.sep) else value)
+
+
 def provenance(*, config: Any = None, data: Any = None, seed: int | None = None) -> dict[str, Any]:
     """The stamp that every result carries. No absolute path and no environment is in it."""
-    command = " ".join(
-        [
-            "xrouter" if i == 0 else (portable_path(a) if a.startswith(os.sep) else a)
-            for i, a in enumerate(sys.argv)
-        ]
-    )
     return {
         "commit": git_commit(),
         "config_hash": content_hash(config) if config is not None else None,
         "data_hash": data if isinstance(data, str) else content_hash(data) if data else None,
         "seed": seed,
-        "command": command,
+        "command": command_line(),
         "python": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

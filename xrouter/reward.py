@@ -78,8 +78,8 @@ def reward(quality: float, cost_usd: float, cost_weight: float, config: RewardCo
     """
     if not 0.0 <= quality <= 1.0:
         raise ValueError(f"quality={quality}; must lie in [0, 1]")
-    if cost_usd < 0 or cost_weight < 0:
-        raise ValueError(f"cost_usd={cost_usd}, cost_weight={cost_weight}; must be >= 0")
+    if not (0 <= cost_usd < math.inf and 0 <= cost_weight < math.inf):
+        raise ValueError(f"cost_usd={cost_usd}, cost_weight={cost_weight}; must be finite, >= 0")
     normalized = config.normalize(cost_usd)
     penalty = cost_weight * normalized
     if config.cap is not None:

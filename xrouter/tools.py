@@ -187,9 +187,9 @@ def _temperature(call: ToolCall) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         value = math.nan
     if not 0 <= value <= MAX_TEMPERATURE:
+        given = str(call.arguments["temperature"])[:80]
         raise ToolError(
-            f"{call.name}: temperature={call.arguments['temperature']!r} must be a number "
-            f"between 0 and {MAX_TEMPERATURE:g}"
+            f"{call.name}: temperature={given!r} must be a number between 0 and {MAX_TEMPERATURE:g}"
         )
     return float(value)
 
