@@ -10,7 +10,7 @@ import pandas as pd
 MODELS = {"tiny": 0.1, "small": 0.2, "medium": 1.0, "large": 10.0}
 SKILL = {
     "gsm": {"tiny": 0.6, "small": 0.7, "medium": 0.8, "large": 0.95},
-    "crux": {"tiny": 0.3, "small": 0.4, "medium": 0.85, "large": 0.8},
+    "crux": {"tiny": 0.3, "small": 0.4, "medium": 0.9, "large": 0.6},
 }
 WORDS = {"gsm": "apples trains coins eggs price", "crux": "def return list[0] assert lambda"}
 
