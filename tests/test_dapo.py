@@ -45,6 +45,15 @@ def test_advantage_scales_agree_in_sign_and_order() -> None:
     assert by_scale[2].tolist() == pytest.approx([0.5, -0.3, -0.2, 13 / 30, -1 / 6, -4 / 15])
 
 
+def test_strata_keep_large_penalties_from_drowning_small_ones() -> None:
+    rewards = torch.tensor([0.01, 0.0, 10.0, 0.0])
+    groups, strata = torch.tensor([0, 0, 1, 1]), torch.tensor([0.1, 0.1, 2.0, 2.0])
+    mixed = dapo.group_advantages(rewards, groups, scale="batch")
+    apart = dapo.group_advantages(rewards, groups, scale="batch", strata=strata, eps=0.0)
+    assert mixed[0].abs() < 0.01
+    assert apart[0] == pytest.approx(float(apart[2]))
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     [

@@ -15,10 +15,10 @@ Layout of a prompt (one line each, without the breaks)::
 
     <|system|> <|agent|> <|w4|>                           mode, cost weight
     <|m0|>gpt-4o-mini<|budget|><|$3|><|q6|> …             slot, id, tier, cost, quality
-    <|user|> <|len5|> query text                          head and tail of the request
+    <|user|> <|len5|> query text <|w4|>                   head and tail of the request
     <|assistant|> …                                       a turn: calls, or <|say|> and words
     <|tool|> <|m0|><|A|> <|m1|><|B|>                       answers; equal letters agree
-    <|best|><|m1|><|x1|><|$4|><|t2|> <|assistant|> …       plurality, its size, spent, turns left
+    <|best|><|m1|><|x1|><|$4|><|t2|><|w4|> <|assistant|>   plurality, its size, spent, turns left
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Codec:
             turns += self._own_tokens(turn)
             seen += turn.completions
             spent += turn.cost_usd
-            turns += self._observation(view, turn, seen, spent, state.max_turns)
+            turns += self._observation(view, turn, seen, spent, state)
         return self._last[1], tuple(turns)
 
     def _request(self, state: State) -> tuple[int, ...]:
@@ -226,7 +226,7 @@ class Codec:
         weight = WEIGHTS[nearest_weight(state.cost_weight)]
         mode = MODES[state.mode == "simple"]
         head = (ids[SYSTEM], ids[mode], ids[weight], *self._pool(state.pool)[1], ids[USER])
-        return (*head, *self._query(state), ids[ASSISTANT])
+        return (*head, *self._query(state), ids[weight], ids[ASSISTANT])
 
     def _query(self, state: State) -> list[int]:
         ids = self.vocabulary
@@ -246,7 +246,7 @@ class Codec:
         return list(turn.decision.trace.response_ids)
 
     def _observation(
-        self, view: View, turn: Turn, seen: Sequence[Completion], spent: float, max_turns: int
+        self, view: View, turn: Turn, seen: Sequence[Completion], spent: float, state: State
     ) -> list[int]:
         letters: dict[str, str] = {}
         for c in seen:
@@ -266,8 +266,9 @@ class Codec:
         if (best := best_so_far(seen)) is not None:
             votes = sum(c.ok and c.answer is not None and c.answer == best.answer for c in seen)
             out += [BEST, view.slot(best.model) or "<|none|>", COUNTS[min(votes, 9)]]
-        left = max_turns - turn.index - 1
-        out += [self._cost(spent), TURNS[min(left, len(TURNS) - 1)], ASSISTANT]
+        left = TURNS[min(state.max_turns - turn.index - 1, len(TURNS) - 1)]
+        weight = WEIGHTS[nearest_weight(state.cost_weight)]
+        out += [self._cost(spent), left, weight, ASSISTANT]
         return [self.vocabulary[token] for token in out]
 
     @cached_property

@@ -63,8 +63,8 @@ class WarmstartConfig(StrictModel):
 class DialConfig(StrictModel):
     """Cost weights λ that training draws from, one per group."""
 
-    values: list[Weight] = [0.0, 0.03, 0.08, 0.2, 0.5]
-    evaluate: list[Weight] = [0.03, 0.2]  # reported during training
+    values: list[Weight] = [0.0, 0.02, 0.05, 0.12, 0.3]
+    evaluate: list[Weight] = [0.02, 0.12]  # reported during training
 
 
 class RewardSection(StrictModel):

@@ -30,22 +30,39 @@ class ClipStats:
 
 
 def group_advantages(
-    rewards: Tensor, groups: Tensor, *, scale: Scale = "group", eps: float = 1e-6
+    rewards: Tensor,
+    groups: Tensor,
+    *,
+    scale: Scale = "group",
+    strata: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> Tensor:
     """Â = (R − mean of its group) / scale.
 
-    ``rewards`` [B] float, ``groups`` [B] integer ids; returns [B]. ``scale`` is the group's
-    standard deviation (unbiased, as in GRPO), that of the whole batch of centred rewards, or 1.
-    A group of one gets its reward as it is, as there is nothing to compare it with.
+    ``rewards`` [B] float, ``groups`` [B] integer ids; returns [B]. ``scale`` is the standard
+    deviation of the group (unbiased, as in GRPO), that of all centred rewards of the same
+    stratum, or 1. ``strata`` [B], by default one for all, keeps rewards of different size apart:
+    here those of different cost weights. A group of one gets its reward as it is, as there is
+    nothing to compare it with.
     """
-    centred, size, index = _centre(rewards, groups)
+    centred, _, _ = _centre(rewards, groups)
+    return centred / _spread(centred, groups, scale, strata, eps)
+
+
+def _spread(
+    centred: Tensor, groups: Tensor, scale: Scale, strata: Tensor | None, eps: float
+) -> Tensor:
+    """What centred rewards [B] are divided by: standard deviation within ``scale``, plus eps."""
     if scale == "none":
-        return centred
+        return torch.ones_like(centred)
     if scale == "batch":
-        return centred / (centred.std(unbiased=True) + eps if len(rewards) > 1 else 1.0)
-    variance = torch.zeros_like(size).index_add_(0, index, centred**2) / (size - 1).clamp(min=1)
+        groups = torch.zeros_like(groups) if strata is None else strata
+    _, index = torch.unique(groups, return_inverse=True)
+    size = torch.zeros(int(index.max()) + 1, dtype=centred.dtype)
+    size = size.index_add(0, index, torch.ones_like(centred))
+    variance = torch.zeros_like(size).index_add(0, index, centred**2) / (size - 1).clamp(min=1)
     std = torch.where(size > 1, variance.sqrt(), torch.ones_like(size))
-    return centred / (std[index] + eps)
+    return std[index] + eps
 
 
 def _centre(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,15 +76,21 @@ def _centre(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def turn_advantages(
-    returns: Tensor, alive: Tensor, groups: Tensor, *, scale: Scale = "group", eps: float = 1e-6
+    returns: Tensor,
+    alive: Tensor,
+    groups: Tensor,
+    *,
+    scale: Scale = "group",
+    strata: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> Tensor:
     """Advantage per turn: the return-to-go against the group's mean at the same turn.
 
     The return of a turn is the reward with only the cost that this *and later turns* cause: what
     earlier turns spent is sunk. ``returns`` [B, T], ``alive`` [B, T] bool (the episode had that
     turn), ``groups`` [B]. A turn that only one member of the group reached is compared with
-    nothing and gets 0. The scale is that of turn 0, so that later turns keep their size relative
-    to the outcome.
+    nothing and gets 0. The scale is that of turn 0 (see :func:`group_advantages`), so that later
+    turns keep their size relative to the outcome.
     """
     out = torch.zeros_like(returns)
     for t in range(returns.shape[1]):
@@ -76,14 +99,8 @@ def turn_advantages(
             continue
         centred, size, index = _centre(returns[rows, t], groups[rows])
         out[rows, t] = torch.where(size[index] > 1, centred, torch.zeros_like(centred))
-    if scale == "none":
-        return out
-    first, size, index = _centre(returns[:, 0], groups)
-    if scale == "batch":
-        return out / (first.std(unbiased=True) + eps if len(first) > 1 else 1.0)
-    variance = torch.zeros_like(size).index_add_(0, index, first**2) / (size - 1).clamp(min=1)
-    std = torch.where(size > 1, variance.sqrt(), torch.ones_like(size))
-    return out / (std[index][:, None] + eps)
+    first, _, _ = _centre(returns[:, 0], groups)
+    return out / _spread(first, groups, scale, strata, eps)[:, None]
 
 
 def informative_groups(rewards: Tensor, groups: Tensor, *, eps: float = 1e-6) -> Tensor:

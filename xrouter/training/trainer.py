@@ -332,9 +332,10 @@ class Trainer:
         """One advantage per turn for each episode."""
         groups = torch.tensor([s.job.group for s in batch])
         scale = self.config.dapo.advantage_scale
+        weights = torch.tensor([s.job.cost_weight for s in batch])
         if self.config.dapo.credit == "outcome":
             totals = torch.tensor([s.total for s in batch], dtype=torch.float64)
-            flat = dapo.group_advantages(totals, groups, scale=scale).tolist()
+            flat = dapo.group_advantages(totals, groups, scale=scale, strata=weights).tolist()
             return [[a] * len(s.returns) for a, s in zip(flat, batch, strict=True)]
         width = max(len(s.returns) for s in batch)
         returns = torch.zeros(len(batch), width, dtype=torch.float64)
@@ -342,7 +343,7 @@ class Trainer:
         for i, s in enumerate(batch):
             returns[i, : len(s.returns)] = torch.tensor(s.returns, dtype=torch.float64)
             alive[i, : len(s.returns)] = True
-        table = dapo.turn_advantages(returns, alive, groups, scale=scale).tolist()
+        table = dapo.turn_advantages(returns, alive, groups, scale=scale, strata=weights).tolist()
         return [row[: len(s.returns)] for row, s in zip(table, batch, strict=True)]
 
     def _update(self, step: int, batch: list[Scored]) -> dict[str, float]:
