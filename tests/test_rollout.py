@@ -181,4 +181,5 @@ def test_warm_start_lowers_the_loss(codec: Codec, demonstrations: list[Episode])
         table=codec.choice_table,
         progress=lambda _, loss: losses.append(loss),
     )
-    assert losses[-1] < losses[0] - 0.2
+    first_epoch, last_epoch = sum(losses[:3]), sum(losses[-3:])
+    assert last_epoch < 0.6 * first_epoch

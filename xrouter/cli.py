@@ -57,12 +57,15 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override: dotted.key=value.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make; default results/runs/NAME.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
 ) -> None:
     """Train a router: warm start, then DAPO."""
     from xrouter.training.trainer import train_from_config
 
-    train_from_config(config, set_ or [], resume=resume)
+    train_from_config(config, set_ or [], resume=resume, out=out)
 
 
 @eval_app.command("routing")

@@ -80,6 +80,8 @@ def train_from_config(
         config, run = saved, resume
     else:
         run = out or _fresh_folder(config.name)
+        if (run / "config.yaml").exists():
+            raise ConfigError(f"{run}: holds a run already; use --resume or another folder")
         write_atomic(run / "config.yaml", _to_yaml(config))
         stamp = provenance(config=config.model_dump(mode="json"), seed=config.seed)
         write_json(run / "provenance.json", stamp)
