@@ -185,10 +185,17 @@ def test_each_context_extends_the_one_before(codec: Codec) -> None:
 
 def test_dial_positions_are_monotone_and_zero_is_its_own() -> None:
     weights = np.concatenate([[0.0], np.geomspace(1e-3, 5, 60)])
-    bins = [nearest_weight(w) for w in weights]
-    assert bins == sorted(bins)
-    assert (bins[0], bins[-1]) == (0, len(cd.COST_WEIGHTS) - 1)
-    assert [nearest_weight(w) for w in cd.COST_WEIGHTS] == list(range(len(cd.COST_WEIGHTS)))
+    read = [nearest_weight(w) for w in weights]
+    assert read == sorted(read)
+    assert (read[0], read[-1]) == (0.0, cd.COST_WEIGHTS[-1])
+    assert [nearest_weight(w) for w in cd.COST_WEIGHTS] == list(cd.COST_WEIGHTS)
+
+
+def test_a_cost_weight_off_the_trained_dial_is_read_as_the_nearest_on_it(codec: Codec) -> None:
+    own = Codec(codec.tokenizer, cards=CARDS, reference_usd=0.01, dial=[0.02, 0.3])
+    assert own.encode(state_of(cost_weight=0.4)) == own.encode(state_of(cost_weight=0.3))
+    assert own.encode(state_of(cost_weight=0.0)) == own.encode(state_of(cost_weight=0.02))
+    assert own.encode(state_of(cost_weight=0.02)) != own.encode(state_of(cost_weight=0.3))
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])

@@ -75,15 +75,16 @@ SPECIALS = (
 )  # fmt: skip
 
 
-def nearest_weight(cost_weight: float) -> int:
-    """Index of the dial position for a cost weight; nearest on a log scale."""
+def nearest_weight(cost_weight: float, dial: Sequence[float] = COST_WEIGHTS) -> float:
+    """The position of ``dial`` nearest to a cost weight, on a log scale; 0 is nearest to what is
+    below half of the smallest positive position."""
     if cost_weight < 0 or not math.isfinite(cost_weight):
         raise ValueError(f"cost_weight={cost_weight}; must be a finite number >= 0")
-    if cost_weight < COST_WEIGHTS[1] / 2:
-        return 0
-    return min(
-        range(1, len(COST_WEIGHTS)), key=lambda i: abs(math.log(COST_WEIGHTS[i] / cost_weight))
-    )
+    positive = [w for w in dial if w > 0]
+    if not positive or (0.0 in dial and cost_weight < min(positive) / 2):
+        return 0.0
+    target = max(cost_weight, min(positive))
+    return min(positive, key=lambda w: abs(math.log(w / target)))
 
 
 def cost_bin(usd: float, reference_usd: float) -> int:
@@ -129,7 +130,9 @@ class Codec:
     """Renders states to token ids and reads token ids back as Hermes text.
 
     ``cards`` may lack a model of the pool: its card is then made from the catalog.
-    ``reference_usd`` is the unit of the cost bins.
+    ``reference_usd`` is the unit of the cost bins. ``dial`` are the cost weights that the router
+    was trained on, each shown as the token of its nearest of :data:`COST_WEIGHTS`; any other
+    cost weight is read as the nearest of them.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Codec:
         reference_usd: float,
         query_tokens: int = 48,
         max_pool: int = MAX_SLOTS,
+        dial: Sequence[float] = COST_WEIGHTS,
     ) -> None:
         if not 1 <= max_pool <= MAX_SLOTS:
             raise ValueError(f"policy.max_pool={max_pool}; must lie in 1..{MAX_SLOTS}")
@@ -151,6 +155,7 @@ class Codec:
         self.reference_usd = reference_usd
         self.query_tokens = query_tokens
         self.max_pool = max_pool
+        self.dial = tuple(dial)
         self._views: dict[tuple[str, ...], tuple[View, list[int]]] = {}
         self._last: tuple[Hashable, tuple[int, ...]] | None = None
 
@@ -195,6 +200,10 @@ class Codec:
         known = self.vocabulary.get(f"<|id:{model_id}|>")
         return [known] if known is not None else self._text(model_id)[:6]
 
+    def _weight(self, state: State) -> str:
+        trained = nearest_weight(state.cost_weight, self.dial)
+        return WEIGHTS[COST_WEIGHTS.index(nearest_weight(trained))]
+
     def _cost(self, usd: float) -> str:
         return COSTS[cost_bin(usd, self.reference_usd)]
 
@@ -223,7 +232,7 @@ class Codec:
 
     def _request(self, state: State) -> tuple[int, ...]:
         ids = self.vocabulary
-        weight = WEIGHTS[nearest_weight(state.cost_weight)]
+        weight = self._weight(state)
         mode = MODES[state.mode == "simple"]
         head = (ids[SYSTEM], ids[mode], ids[weight], *self._pool(state.pool)[1], ids[USER])
         return (*head, *self._query(state), ids[weight], ids[ASSISTANT])
@@ -267,7 +276,7 @@ class Codec:
             votes = sum(c.ok and c.answer is not None and c.answer == best.answer for c in seen)
             out += [BEST, view.slot(best.model) or "<|none|>", COUNTS[min(votes, 9)]]
         left = TURNS[min(state.max_turns - turn.index - 1, len(TURNS) - 1)]
-        weight = WEIGHTS[nearest_weight(state.cost_weight)]
+        weight = self._weight(state)
         out += [self._cost(spent), left, weight, ASSISTANT]
         return [self.vocabulary[token] for token in out]
 
@@ -341,6 +350,7 @@ class Codec:
                 "reference_usd": self.reference_usd,
                 "query_tokens": self.query_tokens,
                 "max_pool": self.max_pool,
+                "dial": list(self.dial),
                 "cards": {m: [c.cost_usd, c.quality] for m, c in sorted(self.cards.items())},
             },
         )
@@ -358,6 +368,7 @@ class Codec:
             reference_usd=meta["reference_usd"],
             query_tokens=meta["query_tokens"],
             max_pool=meta["max_pool"],
+            dial=meta["dial"],
         )
 
 

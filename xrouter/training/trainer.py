@@ -180,6 +180,7 @@ class Trainer:
             reference_usd=self.reference_usd,
             query_tokens=policy.query_tokens,
             max_pool=policy.max_pool,
+            dial=self.config.dial.values,
         )
 
     def _policy(self, *, greedy: bool) -> LocalPolicy:
