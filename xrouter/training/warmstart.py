@@ -16,7 +16,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from xrouter.episode import Decision, State, Task, TokenTrace, answer_groups
-from xrouter.policies.codec import BEST, Codec, View
+from xrouter.policies.codec import BEST, Codec, View, nearest_weight
 from xrouter.policies.grammar import ChoiceTable
 from xrouter.tools import parse_tool_calls
 from xrouter.training.rollout import Batch, TokenSequence, make_batch, own_logprobs
@@ -36,7 +36,8 @@ class StrategyMix:
     the drawn models cheapest first rather than in random order. ``stop``: after the first turn
     (``once``), when two answers agree (``agree``), or at each turn with probability one half.
     ``plurality``: select the best-supported answer rather than any. ``select_now``: select in the
-    same turn as a single call.
+    same turn as a single call. ``dial``: how strongly the cost weight tilts the draw of models
+    and of width; it gives the dial its plain meaning (spend more, spend less), no more.
     """
 
     direct: float = 0.1
@@ -46,6 +47,7 @@ class StrategyMix:
     agree: float = 0.6
     plurality: float = 0.75
     select_now: float = 0.2
+    dial: float = 2.0
 
 
 class RandomStrategies:
@@ -77,8 +79,9 @@ class RandomStrategies:
         episode = np.random.default_rng([state.seed, 0])
         turn = np.random.default_rng([state.seed, 1, len(state.turns)])
         direct = episode.random() < self.mix.direct
-        order = [str(m) for m in episode.permutation(view.ids)]
-        width = 1 + int(episode.choice(len(self.mix.width), p=np.array(self.mix.width)))
+        thrift = self._thrift(state)
+        order = self._order(view, thrift, episode)
+        width = self._width(thrift, episode)
         if episode.random() < self.mix.by_price:
             order[: 2 * width + 1] = sorted(order[: 2 * width + 1], key=view.ids.index)
         rule = episode.choice(
@@ -94,6 +97,24 @@ class RandomStrategies:
         calls = ([m for m in order if m not in asked] or order)[:width]
         now = width == 1 and not state.turns and turn.random() < self.mix.select_now
         return self.codec.encode_action(view, calls, select=calls[0] if now else None)
+
+    def _thrift(self, state: State) -> float:
+        """Where the dial stands: 0 at its lowest cost weight, 1 at its highest."""
+        dial = sorted(self.codec.dial)
+        place = dial.index(nearest_weight(state.cost_weight, dial))
+        return place / (len(dial) - 1) if len(dial) > 1 else 0.5
+
+    def _order(self, view: View, thrift: float, rng: np.random.Generator) -> list[str]:
+        """The pool in random order, dear models more often early at low thrift, cheap ones at
+        high thrift (Gumbel noise on a slope over the cost rank)."""
+        slope = self.mix.dial * (1.0 - 2.0 * thrift)
+        keys = slope * np.linspace(0.0, 1.0, len(view.ids)) + rng.gumbel(size=len(view.ids))
+        return [view.ids[i] for i in np.argsort(-keys)]
+
+    def _width(self, thrift: float, rng: np.random.Generator) -> int:
+        tilt = np.exp(self.mix.dial * (0.5 - thrift) * np.arange(len(self.mix.width)) / 2)
+        shares = np.array(self.mix.width) * tilt
+        return 1 + int(rng.choice(len(shares), p=shares / shares.sum()))
 
     @property
     def _coin(self) -> float:
