@@ -172,6 +172,7 @@ def test_loss_and_advantage_equal_those_of_verl() -> None:
             "clip_ratio_c": 10.0,
             "loss_agg_mode": "token-mean",
             "policy_loss": {"loss_mode": "vanilla"},
+            "global_batch_info": {},
         }
     )
     theirs = core_algos.compute_policy_loss_vanilla(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,23 @@ def test_dapo_raises_the_reward_on_a_toy_recording(tmp_path: Path, recording: Pa
     assert {"policy", "summary.json", "config.yaml", "provenance.json"} <= {
         p.name for p in run.iterdir()
     }
+
+
+def test_the_kept_policy_is_the_one_of_the_best_validation(
+    tmp_path: Path, recording: Path
+) -> None:
+    run = train_from_config(
+        config_file(tmp_path, recording, steps=6), ["evaluate_every=2"], out=tmp_path / "run"
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    curve = pd.read_csv(run / "validation.csv")
+    best = int(curve.loc[curve.reward.idxmax()].step)
+    assert summary["kept_step"] == best
+    folders = {int(p.name.split("_")[1]): p for p in (run / "checkpoints").iterdir()}
+    weights = (run / "policy" / "model.safetensors").read_bytes()
+    for step, folder in folders.items():
+        same = (folder / "policy" / "model.safetensors").read_bytes() == weights
+        assert same == (step == best)
 
 
 def test_resuming_with_other_settings_is_refused_and_names_them(

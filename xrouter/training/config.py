@@ -134,6 +134,7 @@ class TrainConfig(StrictModel):
     curriculum: CurriculumConfig = CurriculumConfig()
     overlong: OverlongConfig = OverlongConfig()
     dapo: DapoConfig = DapoConfig()
+    keep: Literal["best", "last"] = "best"  # by mean validation reward over dial.evaluate
     evaluate_every: Positive = 20  # steps between validations
     checkpoint_every: Positive = 10  # steps between checkpoints
 

@@ -54,6 +54,8 @@ def train_once(
     resume = same and any((run / "checkpoints").glob("step_*"))
     if resume:
         echo(f"{run.name}: continuing from its last checkpoint")
+    else:
+        (run / "config.yaml").unlink(missing_ok=True)  # of a run that ended before it began
     write_json(run / "once.json", stamp)
     _run_process(Path(config), run, extra, resume, echo, poll_s)
     return True

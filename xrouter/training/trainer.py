@@ -212,7 +212,8 @@ class Trainer:
                     self.validate(step)
                 if step % self.config.checkpoint_every == 0 or step == steps:
                     save_checkpoint(self.run, step, self.model, self.codec, self.optimizer)
-        save_policy(self.run / "policy", self.model, self.codec)
+        if self.config.keep == "last":
+            save_policy(self.run / "policy", self.model, self.codec)
         self._write_summary()
 
     def _restore(self) -> int:
@@ -460,7 +461,16 @@ class Trainer:
 
     def validate(self, step: int) -> None:
         """Greedy routing on the validation split at each dial position; appended to
-        ``validation.csv``."""
+        ``validation.csv``. With ``keep: best`` the policy is saved when it is the best so far."""
+        rewards = self._validate(step)
+        rows = pd.read_csv(self.run / "validation.csv")
+        earlier = rows[rows.step < step].groupby("step").reward.mean()
+        if self.config.keep == "best" and not (earlier >= rewards).any():
+            save_policy(self.run / "policy", self.model, self.codec)
+
+    def _validate(self, step: int) -> float:
+        """Append the rows of one validation; returns the mean reward over the dial."""
+        means = []
         tasks = self.world.splits["validation"]
         pool = self.world.fleet.catalog.pool(self.config.pool.evaluate)
         for weight in self.config.dial.evaluate:
@@ -480,10 +490,15 @@ class Trainer:
                 "direct_rate": np.mean([s.episode.answer_source == "direct" for s in scored]),
             }
             append_row(self.run / "validation.csv", row)
+            means.append(float(rewards.mean()))
+        return float(np.mean(means))
 
     def _write_summary(self) -> None:
         validation = pd.read_csv(self.run / "validation.csv")
         first, last = validation.step.min(), validation.step.max()
+        mean = validation.groupby("step").reward.mean()
+        best = mean.index.to_numpy()[mean.to_numpy().argmax()]
+        kept = best if self.config.keep == "best" else last
         write_json(
             self.run / "summary.json",
             {
@@ -493,6 +508,8 @@ class Trainer:
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "warm_start": validation[validation.step == first].to_dict("records"),
                 "trained": validation[validation.step == last].to_dict("records"),
+                "kept_step": int(kept),
+                "kept": validation[validation.step == kept].to_dict("records"),
                 "provenance": provenance(
                     config=self.config.model_dump(mode="json"),
                     data=self.world.data_hash,
