@@ -165,9 +165,19 @@ def load_model(folder: Path) -> Qwen2ForCausalLM:
 
 
 def load_policy(
-    path: str | Path, *, greedy: bool = True, threaded: bool = False, device: str = "cpu"
+    path: str | Path,
+    *,
+    greedy: bool = True,
+    threaded: bool = False,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> LocalPolicy:
-    """Load a trained router from a run folder or a checkpoint folder."""
+    """Load a trained router from a run folder or a checkpoint folder.
+
+    ``threads`` is torch's thread count for the whole process. One is the safe choice for a model
+    this small: two that wait for each other on a busy machine can be ten times slower.
+    """
+    torch.set_num_threads(threads)
     folder = checkpoint_folder(path)
     codec = Codec.load(folder)
     model = load_model(folder)
