@@ -38,7 +38,7 @@ from xrouter.evaluation.runner import (
     save_frame,
     to_frame,
 )
-from xrouter.evaluation.runs import Run, dial_grid
+from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import summarize
 from xrouter.fleets.recorded import RecordedFleet, write_recording
 from xrouter.orchestrator import Orchestrator
@@ -528,10 +528,8 @@ def test_a_run_that_does_not_say_is_unknown(fleet, tmp_path):
         Run(tmp_path / "nowhere")
 
 
-def test_the_dial_grid_refines_the_trained_positions(fleet, tmp_path):
+def test_a_run_offers_the_dial_it_was_trained_on(fleet, tmp_path):
     assert run_folder(tmp_path, fleet).dial == (0.0, 0.2)
-    grid = dial_grid((0.0, 0.1, 0.8))
-    assert grid == pytest.approx((0.0, 0.033333, 0.066667, 0.1, 0.2, 0.4, 0.8))
 
 
 def test_importing_the_evaluation_loads_neither_torch_nor_sklearn():

@@ -211,7 +211,7 @@ def figures(
 ) -> None:
     """Redraw paper_figures/ from the committed results."""
     os.environ["MPLBACKEND"] = "Agg"
-    from xrouter.report.figures import regenerate, stale_figures
+    from xrouter.report.figures import regenerate, skipped_figures, stale_figures
 
     if check:
         problems = stale_figures()
@@ -219,6 +219,9 @@ def figures(
         raise typer.Exit(1 if problems else 0)
     for name in regenerate([n.strip() for n in only.split(",") if n.strip()]):
         print(f"paper_figures/{name}.pdf .png .csv")
+    skipped = {} if only else skipped_figures()
+    for name, missing in skipped.items():
+        print(f"skipped {name}: {missing} is missing")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from xrouter.data.splits import split_tasks
 from xrouter.episode import Task
 from xrouter.evaluation.outcomes import OutcomeTable, recorded_table
 from xrouter.evaluation.runner import default_orchestrator, evaluate, to_frame
-from xrouter.evaluation.runs import Run, dial_grid
+from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import (
     SAVING_TARGETS,
     Point,
@@ -291,7 +291,7 @@ def _router_positions(
 ) -> tuple[Position, ...]:
     if run is not None:
         policy = run.policy()
-        values = tuple(dial or (dial_grid(run.dial) if run.dial else ROUTER_DIAL))
+        values = tuple(dial or run.dial or ROUTER_DIAL)
     else:
         assert not isinstance(router, (str, Path))
         policy, values = router, tuple(dial or ROUTER_DIAL)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +109,3 @@ class Run:
         except (OSError, ValueError):
             return None
         return self._train_ids(other) & frozenset(fleet.query_ids)
-
-
-def dial_grid(values: Sequence[float]) -> tuple[float, ...]:
-    """The trained dial positions with two steps between each pair (geometric, from the second
-    position on), so that the operating point can be chosen finely."""
-    grid = set(values)
-    for low, high in pairwise(values):
-        for share in (1 / 3, 2 / 3):
-            between = low + share * (high - low) if low <= 0 else low * (high / low) ** share
-            grid.add(round(between, 6))
-    return tuple(sorted(grid))

@@ -49,6 +49,8 @@ POOL = "offload11"
 BASELINES = (*PLAIN, *(name for name in FITTED if name != "best_single"), ORACLE)
 SHIPPED = Path("checkpoints") / "router-cpu"
 CORE = ("data", "fleets", "policies")
+MARGIN_SE = 0.5
+"""Operating points aim that many standard errors above the target on validation."""
 
 
 @dataclass(frozen=True)
@@ -237,17 +239,20 @@ def contestants(
 def savings(points: pd.DataFrame) -> pd.DataFrame:
     """CostSave of each policy at parity, 98 % and 95 % of the best single model's accuracy.
 
-    One row per policy and target, from the rows that validation chose; ``cost_save`` is missing
-    where test accuracy falls short. Columns: policy, kind, target, cost_weight, accuracy,
-    accuracy_delta, usd_per_1k, met, cost_save, cost_save_low, cost_save_high.
+    One row per policy and target, from the rows that validation chose. ``shortfall`` is by how much
+    test accuracy misses the target (0 where it is met); ``cost_save`` is missing where it does.
+    Columns: policy, kind, target, cost_weight, accuracy, usd_per_1k, met, shortfall, cost_save,
+    cost_save_low, cost_save_high.
     """
-    columns = ["policy", "kind", "target", "cost_weight", "accuracy", "accuracy_delta"]
-    columns += ["usd_per_1k", "met", "cost_save", "cost_save_low", "cost_save_high"]
+    columns = ["policy", "kind", "target", "cost_weight", "accuracy", "usd_per_1k", "met"]
+    columns += ["shortfall", "cost_save", "cost_save_low", "cost_save_high"]
     parts = []
-    for target in SAVING_TARGETS:
+    for target, share in SAVING_TARGETS.items():
         chosen = points[points[target].astype(bool)]
-        met = chosen["met_" + target.removeprefix("at_")].astype(bool)
-        part = chosen.assign(target=target, met=met)
+        met = chosen[target.replace("at_", "met_")].astype(bool)
+        goal = share * (chosen["accuracy"] - chosen["accuracy_delta"])
+        short = (goal - chosen["accuracy"]).where(~met, 0.0)
+        part = chosen.assign(target=target, met=met, shortfall=short)
         for column in ("cost_save", "cost_save_low", "cost_save_high"):
             part[column] = part[column].where(met)
         parts.append(part[columns])
@@ -340,7 +345,10 @@ def _choices(measured: Measured, stage: Stage, reference: Reference) -> dict[str
     ]
     dial = tuple(Position(contestant.policy, w, {"cost_weight": w}) for w in contestant.dial)
     curve = Curve(dial, parts[0], parts[1])
-    return {target: choose_at(curve, reference, f) for target, f in SAVING_TARGETS.items()}
+    return {
+        target: choose_at(curve, reference, fraction, margin=MARGIN_SE)
+        for target, fraction in SAVING_TARGETS.items()
+    }
 
 
 def _row(

@@ -64,7 +64,7 @@ def _cost_quality_panel(ax: Axes, rows: pd.DataFrame, title: str) -> Floats:
     """Draw one panel; returns the corners of its frontier, [m, 2] in data units."""
     cost, quality = rows["cost_usd"].to_numpy(), 100 * rows["quality"].to_numpy()
     front = pareto_frontier(cost, quality)
-    corners = _step_corners(cost[front], quality[front], right=float(cost.max()) * 2.2)
+    corners = step_corners(cost[front], quality[front], right=float(cost.max()) * 2.2)
     ax.plot(*corners.T, color=FRONTIER_COLOR, linewidth=1.0, zorder=1)
     on_front = np.isin(np.arange(len(rows)), front)
     if {"quality_low", "quality_high"} <= set(rows.columns):
@@ -84,20 +84,20 @@ def _cost_quality_panel(ax: Axes, rows: pd.DataFrame, title: str) -> Floats:
     ax.set_xlim(cost.min() / 2.2, cost.max() * 2.2)
     margin = max(2.0, 0.13 * float(np.ptp(quality)))
     ax.set_ylim(quality.min() - margin, quality.max() + margin)
-    _plain_log_ticks(ax)
+    plain_log_ticks(ax)
     unit = rows["cost_unit"].iloc[0] if "cost_unit" in rows.columns else "USD per query"
     ax.set_xlabel(unit)
     ax.set_title(title)
     return corners
 
 
-def _step_corners(cost: Floats, quality: Floats, *, right: float) -> Floats:
+def step_corners(cost: Floats, quality: Floats, *, right: float) -> Floats:
     """The frontier as a staircase: each point's quality holds until the next point's cost."""
     x = np.repeat(np.append(cost, right), 2)[1:-1]
     return np.column_stack([x, np.repeat(quality, 2)])
 
 
-def _plain_log_ticks(ax: Axes) -> None:
+def plain_log_ticks(ax: Axes) -> None:
     low, high = ax.get_xlim()
     subs = (1.0,) if high / low > 100 else (1.0, 3.0)
     ax.xaxis.set_major_locator(LogLocator(subs=subs))
@@ -118,6 +118,11 @@ def _legend(fig: Figure, points: pd.DataFrame, note: str) -> None:
     handles[-1].set_label("hollow: dominated (another point is as good for less)")
     handles.append(plt.Line2D([], [], color=FRONTIER_COLOR, linewidth=1.0, label="frontier"))
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2)
+    add_note(fig, note)
+
+
+def add_note(fig: Figure, note: str) -> None:
+    """A small line of text under the figure, such as the world its numbers belong to."""
     if note:
         fig.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
 
@@ -139,8 +144,7 @@ def cost_utility_dots(points: pd.DataFrame, *, columns: int = 3, note: str = "")
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
-    if note:
-        fig.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
+    add_note(fig, note)
     plt.close(fig)
     return fig
 
