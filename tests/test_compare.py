@@ -19,8 +19,8 @@ from xrouter.evaluation.compare import (
     sweep,
 )
 from xrouter.evaluation.console import show_comparison, write_result
-from xrouter.evaluation.outcomes import collect_outcomes
 from xrouter.fleets.recorded import RecordedFleet, write_recording
+from xrouter.outcomes import collect_outcomes
 from xrouter.policies.baselines import DatasetBest, Oracle, SingleModel, make_policy
 
 TARGETS = ("at_100", "at_98", "at_95", "at_equal_cost")

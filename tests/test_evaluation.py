@@ -29,7 +29,6 @@ from xrouter.episode import (
     Turn,
 )
 from xrouter.evaluation.console import write_result
-from xrouter.evaluation.outcomes import OutcomeTable, collect_outcomes, recorded_table
 from xrouter.evaluation.routing import evaluate_routing
 from xrouter.evaluation.runner import (
     episode_from_dict,
@@ -42,6 +41,7 @@ from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import summarize
 from xrouter.fleets.recorded import RecordedFleet, write_recording
 from xrouter.orchestrator import Orchestrator
+from xrouter.outcomes import OutcomeTable, collect_outcomes, recorded_table
 from xrouter.policies.baselines import AgreementCascade, RandomModel, SingleModel, make_policy
 
 TESTS = Path(__file__).parent

@@ -106,9 +106,7 @@ def test_dapo_raises_the_reward_on_a_toy_recording(tmp_path: Path, recording: Pa
     }
 
 
-def test_the_kept_policy_is_the_one_of_the_best_validation(
-    tmp_path: Path, recording: Path
-) -> None:
+def test_the_kept_policy_is_the_one_of_the_best_validation(tmp_path: Path, recording: Path) -> None:
     run = train_from_config(
         config_file(tmp_path, recording, steps=6), ["evaluate_every=2"], out=tmp_path / "run"
     )

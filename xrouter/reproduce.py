@@ -340,12 +340,13 @@ def _fresh(notebook: NotebookNode) -> NotebookNode:
 
 def _failure(entry: Entry, failed: Path, error: Exception) -> str:
     cells = [c for c in nbformat.read(failed, as_version=4).cells if c.cell_type == "code"]
-    for number, cell in enumerate(cells, 1):
-        raised = cell.metadata.get("papermill", {}).get("exception")
-        if raised or (cell.source.strip() and cell.execution_count is None):
-            first = next((line for line in cell.source.splitlines() if line.strip()), "")
-            where = f"code cell {number} ({first.strip()[:60]})"
-            break
+    ran = [c.metadata.get("papermill", {}) for c in cells]
+    raised = [i for i, record in enumerate(ran) if record.get("exception")]
+    started = [i for i, record in enumerate(ran) if record.get("start_time")]
+    if raised or started:
+        number = raised[0] if raised else started[-1]
+        first = next((x for x in cells[number].source.splitlines() if x.strip()), "")
+        where = f"code cell {number + 1} ({first.strip()[:60]})"
     else:
         where = "outside its cells"
     name = getattr(error, "ename", type(error).__name__)

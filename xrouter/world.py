@@ -14,8 +14,8 @@ from pathlib import Path
 
 from xrouter.catalog import Catalog
 from xrouter.episode import Task
-from xrouter.evaluation.outcomes import OutcomeTable, collect_outcomes
 from xrouter.orchestrator import Fleet
+from xrouter.outcomes import OutcomeTable, collect_outcomes
 
 SIMULATED_SIZES: Mapping[str, int] = {"train": 1200, "validation": 300, "test": 600}
 

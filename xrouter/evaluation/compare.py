@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from xrouter.data.splits import split_tasks
 from xrouter.episode import Task
-from xrouter.evaluation.outcomes import OutcomeTable, recorded_table
 from xrouter.evaluation.runner import default_orchestrator, evaluate, to_frame
 from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import (
@@ -39,6 +38,7 @@ from xrouter.evaluation.stats import (
 )
 from xrouter.fleets.recorded import RecordedFleet
 from xrouter.orchestrator import Fleet, Orchestrator, Policy
+from xrouter.outcomes import OutcomeTable, recorded_table
 from xrouter.policies.baselines import FITTED, PLAIN, make_policy
 from xrouter.provenance import portable_path, provenance
 

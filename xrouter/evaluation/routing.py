@@ -12,7 +12,6 @@ import pandas as pd
 
 from xrouter.data.splits import split_tasks
 from xrouter.episode import Task
-from xrouter.evaluation.outcomes import OutcomeTable, collect_outcomes, recorded_table
 from xrouter.evaluation.runner import (
     default_orchestrator,
     evaluate,
@@ -34,6 +33,7 @@ from xrouter.evaluation.stats import (
 )
 from xrouter.fleets.recorded import RecordedFleet
 from xrouter.orchestrator import Fleet, Policy
+from xrouter.outcomes import OutcomeTable, collect_outcomes, recorded_table
 from xrouter.policies.baselines import FITTED, make_policy
 from xrouter.provenance import portable_path, provenance
 

@@ -20,8 +20,13 @@ import pandas as pd
 
 from xrouter.episode import DOMAINS, Task
 from xrouter.evaluation.compare import Curve, Position, Reference, choose_at
-from xrouter.evaluation.outcomes import OutcomeTable, collect_outcomes
-from xrouter.evaluation.runner import evaluate, run_blocking, save_frame, to_frame
+from xrouter.evaluation.runner import (
+    default_orchestrator,
+    evaluate,
+    run_blocking,
+    save_frame,
+    to_frame,
+)
 from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import (
     SAVING_TARGETS,
@@ -30,7 +35,8 @@ from xrouter.evaluation.stats import (
     pareto_frontier,
     summarize,
 )
-from xrouter.orchestrator import Limits, Orchestrator, Policy
+from xrouter.orchestrator import Orchestrator, Policy
+from xrouter.outcomes import OutcomeTable, collect_outcomes
 from xrouter.policies.baselines import FITTED, MODEL_PREFIX, PLAIN, make_policy
 from xrouter.provenance import (
     code_hash,
@@ -203,18 +209,13 @@ def open_stage(
         raise ValueError(f"sizes: the suite also needs {', '.join(lacking)}")
     catalog = world.fleet.catalog
     ids = catalog.pool(pool or (config.get("pool") or {}).get("evaluate") or POOL)
-    limits = Limits(
-        max_turns=int(config.get("max_turns") or Limits().max_turns),
-        call_timeout_s=None,
-        episode_timeout_s=None,
-    )
     return Stage(
         world,
         ids,
         run_blocking(collect_outcomes(world.fleet, world.splits["train"], ids)),
         tuple(world.splits["validation"][:limit]),
         tuple(world.splits["test"][:limit]),
-        Orchestrator(world.fleet, mode=config.get("mode") or "agent", limits=limits),
+        run.orchestrator(world.fleet) if run else default_orchestrator(world.fleet),
     )
 
 

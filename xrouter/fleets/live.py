@@ -7,6 +7,7 @@ breaks off after a thousand tokens is billed by its provider all the same.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from xrouter.catalog import TIERS, Catalog, ModelSpec
 from xrouter.episode import Attempt, Completion, Message, World
 from xrouter.metering import report_lost
 from xrouter.orchestrator import Delta, FleetRequest
-from xrouter.providers.call import CallFailed, streamed_call
+from xrouter.providers.call import CallFailed, status_of, streamed_call
 from xrouter.providers.keys import ProvidersConfig, api_key, restrict, usable_models
 from xrouter.providers.library import litellm
 from xrouter.providers.params import call_params, output_limit
-from xrouter.providers.stream import ReplyBuilder
+from xrouter.providers.stream import ReplyBuilder, WholeReply
 from xrouter.providers.tokens import count_text, upper_bound
 from xrouter.providers.trim import fit_context
 from xrouter.verifiers import final_answer
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 CALLERS_FAULT = frozenset({400, 413, 422})
 MIN_OUTPUT_TOKENS = 16
+_NO_STREAM = re.compile(r"verified to stream|stream\w* (is )?not supported", re.IGNORECASE)
 CONTINUE = (
     "Your reply was cut off by a connection error. Continue exactly where it stopped, without "
     "repeating or announcing anything."
@@ -83,6 +85,7 @@ class LiveFleet:
             raise NoModelsError(f"live fleet: no model can be called; {'; '.join(reasons)}")
         self.catalog = restrict(catalog, usable)
         self._router = _litellm_router(usable, self.config, environment)
+        self._unstreamable: set[str] = set()
 
     async def complete(self, request: FleetRequest) -> Completion:
         """Call the model, and others of its tier should it fail.
@@ -93,15 +96,22 @@ class LiveFleet:
         return await _Call(self, request).run()
 
     async def open_stream(self, model: str, messages: Sequence[Message], **params: Any) -> Any:
-        """A LiteLLM stream of one reply, usage included."""
-        return await self._router.acompletion(
-            model=model,
-            messages=list(messages),
-            stream=True,
-            stream_options={"include_usage": True},
-            _skip_mcp_handler=True,
-            **params,
-        )
+        """A LiteLLM stream of one reply, usage included.
+
+        A provider that refuses to stream a model (OpenAI does for some, to organizations that are
+        not verified) is asked for the whole reply, then and from then on.
+        """
+        common = {"model": model, "messages": list(messages), "_skip_mcp_handler": True, **params}
+        if model not in self._unstreamable:
+            usage = {"include_usage": True}
+            try:
+                return await self._router.acompletion(stream=True, stream_options=usage, **common)
+            except Exception as error:
+                if status_of(error) != 400 or not _NO_STREAM.search(str(error)):
+                    raise
+                log.warning("%s may not be streamed; whole replies from now on", model)
+                self._unstreamable.add(model)
+        return WholeReply(await self._router.acompletion(**common))
 
     async def warm_up(self) -> None:
         """Make LiteLLM load what it loads at its first call, which takes seconds; sends nothing."""

@@ -35,8 +35,8 @@ from xrouter.policies.text_routers import (
 )
 
 if TYPE_CHECKING:
-    from xrouter.evaluation.outcomes import OutcomeTable
     from xrouter.orchestrator import Policy
+    from xrouter.outcomes import OutcomeTable
 
 __all__ = [
     "FITTED",

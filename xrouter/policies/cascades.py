@@ -21,7 +21,7 @@ from xrouter.episode import Completion, Decision, State, ToolCall, answer_groups
 from xrouter.tools import SELECT_TOOL
 
 if TYPE_CHECKING:
-    from xrouter.evaluation.outcomes import OutcomeTable
+    from xrouter.outcomes import OutcomeTable
 
 Floats = npt.NDArray[np.float64]
 _LADDER = ("budget", "standard", "premium", "specialized")

@@ -61,7 +61,6 @@ class Engine:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, greedy: bool = False) -> list[Sample]:
         """One sample per prompt, in order."""
-        flush_denormals()
         was_training = self.model.training
         self.model.eval()
         out: list[Sample | None] = [None] * len(prompts)
@@ -139,12 +138,6 @@ class Engine:
             logits_to_keep=1,
         )
         return whole, out.logits[:, -1]
-
-
-def flush_denormals() -> None:
-    """Treat denormal numbers as zero on this thread: a small model's activations and gradients
-    are full of them, and they slow CPU kernels down by up to ten times."""
-    torch.set_flush_denormal(True)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ from xrouter.policies.cascades import (
 )
 
 if TYPE_CHECKING:
-    from xrouter.evaluation.outcomes import OutcomeTable
+    from xrouter.outcomes import OutcomeTable
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from xrouter.evaluation.outcomes import OutcomeTable
+from xrouter.outcomes import OutcomeTable
 from xrouter.report.plots import add_note
 
 BAND_COLORS = {"easy": "#A6CEE3", "medium": "#4C93C3", "hard": "#0B4F8A"}

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from xrouter.report.tables import ROUTER, SINGLE
+from xrouter.report.tables import ROUTER
 from xrouter.reward import RewardConfig, reward
 
 if TYPE_CHECKING:
-    from xrouter.evaluation.outcomes import OutcomeTable
+    from xrouter.outcomes import OutcomeTable
 
 SIMULATED = Path("summary") / "simulated.csv"
 SIMULATED_ROUTING = Path("summary") / "simulated_routing.csv"
@@ -140,58 +140,6 @@ def savings_table(savings: pd.DataFrame) -> pd.DataFrame:
         name = NAMES.get(row["policy"], row["policy"])
         rows.setdefault(name, {})[titles[row["target"]]] = cell
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
-
-
-def comparison_points(
-    result: Mapping[str, Any], recording: str = "", *, test: OutcomeTable | None = None
-) -> pd.DataFrame:
-    """The result of :func:`xrouter.evaluation.compare.compare` as points measured on test, with the
-    columns of a suite frame that it has: what ``results/recorded/curves.csv`` holds.
-
-    ``test`` is the outcome table of the test recording; with it every single model of the pool is
-    a point, else the best one alone. Columns: world, recording, policy, kind, cost_weight (or the
-    position, where the dial is a list of settings), setting, accuracy, usd_per_1k, n, at_100,
-    at_98, at_95 (chosen on validation), met_100, met_98, met_95 (reached on test).
-    """
-    shared = {"world": result["world"], "recording": recording, "n": result["n"]["test"]}
-    rows: list[dict[str, Any]] = []
-    best = result["best_single"]
-    singles = {best["model"]: best} | ({} if test is None else _single_points(test, result["pool"]))
-    for model, point in singles.items():
-        rows.append({**shared, "policy": model, "kind": SINGLE, **_operating(point)})
-    rows.append({**shared, "policy": ORACLE, "kind": ORACLE, **_operating(result["oracle"])})
-    reports = {ROUTER: result["router"], **result["baselines"]}
-    for name, report in reports.items():
-        kind = ROUTER if name == ROUTER else "baseline"
-        for position, point in enumerate(report["curve"]):
-            row = {**shared, "policy": name, "kind": kind, **_operating(point["test"])}
-            if len(report["curve"]) > 1:
-                row["cost_weight"] = point.get("cost_weight", position)
-            row["setting"] = point.get("setting", "")
-            for target in ("at_100", "at_98", "at_95"):
-                chosen = report["attempted"][target]["position"] == position
-                row[target] = chosen
-                row[target.replace("at_", "met_")] = chosen and report[target] is not None
-            rows.append(row)
-    columns = ["world", "recording", "policy", "kind", "cost_weight", "setting", "accuracy"]
-    columns += ["usd_per_1k", "n", "at_100", "at_98", "at_95", "met_100", "met_98", "met_95"]
-    frame = pd.DataFrame(rows).reindex(columns=columns)
-    flags = [c for c in columns if c.startswith(("at_", "met_"))]
-    frame[flags] = frame[flags].fillna(False).astype(bool)
-    return frame
-
-
-def _single_points(table: OutcomeTable, pool: Iterable[str]) -> dict[str, dict[str, float]]:
-    table = table.select(list(pool))
-    accuracy, usd = table.quality.mean(axis=0), 1e3 * table.cost_usd.mean(axis=0)
-    return {
-        model: {"accuracy": float(accuracy[j]), "usd_per_1k": float(usd[j])}
-        for j, model in enumerate(table.models)
-    }
-
-
-def _operating(point: Mapping[str, Any]) -> dict[str, float]:
-    return {"accuracy": point["accuracy"], "usd_per_1k": point["usd_per_1k"]}
 
 
 def normalization_effect(

@@ -7,40 +7,52 @@ from typing import Any
 
 import pandas as pd
 
-ROUTER = "router"
-SINGLE = "single model"
+from xrouter.report.tables import ROUTER, SINGLE
+
 BASELINE = "baseline"
+TARGETS = ("at_100", "at_98", "at_95")
 
 
-def curves_frame(result: Mapping[str, Any], singles: Mapping[str, tuple[float, float]]) -> Any:
+def curves_frame(
+    result: Mapping[str, Any], singles: Mapping[str, tuple[float, float]]
+) -> pd.DataFrame:
     """One row per policy and dial position of an ``xrouter eval compare`` result.
 
     ``singles`` maps model ids to (accuracy as a fraction, USD per 1,000 queries) on the same test
-    queries. Columns: world, kind, policy, setting, accuracy, usd_per_1k, n.
+    queries. Columns: kind, policy, setting, cost_weight (λ, or the position where the dial is a
+    list of settings; missing where there is no dial), accuracy, usd_per_1k, at_100, at_98, at_95
+    (the position that validation chooses for this share of the best single model's accuracy),
+    met_100, met_98, met_95 (whether test accuracy reaches it), world, n.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"kind": SINGLE, "policy": model, "setting": "", "accuracy": acc, "usd_per_1k": usd}
         for model, (acc, usd) in singles.items()
     ]
     reports = {ROUTER: result["router"], **result["baselines"]}
     for name, report in reports.items():
-        for point in report["curve"]:
-            rows.append(
-                {
-                    "kind": ROUTER if name == ROUTER else BASELINE,
-                    "policy": name,
-                    "setting": str(point.get("cost_weight", point.get("setting", ""))),
-                    **point["test"],
-                }
-            )
-    oracle = result["oracle"]
-    rows.append(
-        {
-            "kind": "oracle",
-            "policy": "oracle",
-            "setting": "",
-            "accuracy": oracle["accuracy"],
-            "usd_per_1k": oracle["usd_per_1k"],
-        }
-    )
-    return pd.DataFrame(rows).assign(world=result["world"], n=result["n"]["test"])
+        kind = ROUTER if name == ROUTER else BASELINE
+        rows += [{"kind": kind, "policy": name, **row} for row in _curve_rows(report)]
+    rows.append({"kind": "oracle", "policy": "oracle", "setting": "", **_point(result["oracle"])})
+    columns = ["kind", "policy", "setting", "cost_weight", "accuracy", "usd_per_1k"]
+    flags = [*TARGETS, *(t.replace("at_", "met_") for t in TARGETS)]
+    frame = pd.DataFrame(rows).reindex(columns=[*columns, *flags])
+    frame[flags] = frame[flags].eq(True)
+    return frame.assign(world=result["world"], n=result["n"]["test"])
+
+
+def _curve_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for position, point in enumerate(report["curve"]):
+        row: dict[str, Any] = {"setting": str(point.get("cost_weight", point.get("setting", "")))}
+        if len(report["curve"]) > 1:
+            row["cost_weight"] = float(point.get("cost_weight", position))
+        for target in TARGETS:
+            attempt = report["attempted"][target]
+            row[target] = attempt["position"] == position
+            row[target.replace("at_", "met_")] = row[target] and report[target] is not None
+        rows.append(row | _point(point["test"]))
+    return rows
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, float]:
+    return {"accuracy": row["accuracy"], "usd_per_1k": row["usd_per_1k"]}

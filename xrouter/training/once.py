@@ -35,18 +35,20 @@ def train_once(
     """Bring ``run`` to the state that ``config`` with ``overrides`` describes; returns whether
     anything had to be trained.
 
-    A complete run of equal config and code is kept; an incomplete one is resumed from its last
-    checkpoint; any other is set aside as ``<run>.old<n>``. ``echo`` hears one line per
-    validation. Raises ConfigError for a bad config and RuntimeError, with the end of the log, when
-    training fails.
+    A complete run of equal config is kept, and ``echo`` is told if the code has changed since; an
+    incomplete one of equal config and code is resumed from its last checkpoint; any other is set
+    aside as ``<run>.old<n>``. ``echo`` hears one line per validation. Raises ConfigError for a bad
+    config and RuntimeError, with the end of the log, when training fails.
     """
     extra = list(overrides)
     wanted = load_config(config, TrainConfig, extra)
     stamp = {"code": code_hash(CODE)}
-    same = _config_of(run) == wanted and _stamp_of(run) == stamp
-    if same and (run / "summary.json").is_file():
-        echo(f"{run.name}: already trained with this config and code; kept")
+    same_config, same_code = _config_of(run) == wanted, _stamp_of(run) == stamp
+    if same_config and (run / "summary.json").is_file():
+        since = "" if same_code else "; the code has changed since, delete the folder to train anew"
+        echo(f"{run.name}: already trained with this config, kept{since}")
         return False
+    same = same_config and same_code
     if not same and run.exists():
         aside = _free_name(run)
         run.rename(aside)

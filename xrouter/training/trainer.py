@@ -28,7 +28,7 @@ from xrouter.episode import Episode, Task
 from xrouter.orchestrator import Limits, Orchestrator
 from xrouter.policies.cards import cards_from_outcomes
 from xrouter.policies.codec import Codec, train_tokenizer
-from xrouter.policies.engine import Engine, flush_denormals
+from xrouter.policies.engine import Engine
 from xrouter.policies.local import LocalPolicy, build_model, save_policy
 from xrouter.provenance import provenance, repo_root, write_atomic, write_json
 from xrouter.reward import Reward, RewardConfig, reward
@@ -131,7 +131,6 @@ class Trainer:
         self.config = config
         self.run = run
         torch.set_num_threads(config.threads)
-        flush_denormals()
         torch.manual_seed(config.seed)
         self.world = open_world(config)
         headline = self.world.fleet.catalog.pool(config.pool.evaluate)
