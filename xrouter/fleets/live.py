@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 CALLERS_FAULT = frozenset({400, 413, 422})
 MIN_OUTPUT_TOKENS = 16
+PROMPT_OPTIONS = ("tools", "functions", "response_format", "prediction")
 _NO_STREAM = re.compile(r"verified to stream|stream\w* (is )?not supported", re.IGNORECASE)
 CONTINUE = (
     "Your reply was cut off by a connection error. Continue exactly where it stopped, without "
@@ -233,7 +234,7 @@ class _Call:
         options = self.request.options
         messages = fit_context(self._messages(), spec, options)
         tools = options.get("tools") or ()
-        bound = self._output_bound(spec, messages, tools)
+        bound = self._output_bound(spec, messages)
         if bound is not None and bound < MIN_OUTPUT_TOKENS:
             return _Outcome(Attempt(spec.id, error="budget: the call does not fit"), 402)
         params = call_params(
@@ -272,17 +273,17 @@ class _Call:
             delta = {**delta, "delta": {k: v for k, v in delta["delta"].items() if k != "role"}}
         self.request.on_delta(delta)
 
-    def _output_bound(
-        self, spec: ModelSpec, messages: Sequence[Message], tools: Sequence[Any]
-    ) -> int | None:
+    def _output_bound(self, spec: ModelSpec, messages: Sequence[Message]) -> int | None:
         """Output tokens per choice that the allowance pays for, or None without one."""
         if self.request.max_cost_usd is None:
             return None
         left = self.request.max_cost_usd - sum(a.cost_usd for a in self.attempts)
-        left -= spec.cost(upper_bound(messages, tools), 0)
+        options = self.request.options
+        in_prompt = [options[name] for name in PROMPT_OPTIONS if options.get(name)]
+        left -= spec.cost(upper_bound(messages, in_prompt), 0)
         if left <= 0:
             return 0
-        choices = int(self.request.options.get("n") or 1)
+        choices = int(options.get("n") or 1)
         price = spec.output_usd_per_million
         affordable = int(left / price * 1e6 / choices) if price else spec.max_output_tokens
         return min(affordable, spec.max_output_tokens)

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API: start at :mod:`xrouter.serving.app`."""
