@@ -107,8 +107,10 @@ class Exchange:
             finally:
                 lines = charges(episode) if episode else self.costs
                 self.services.metrics.finished(self.plan.model, state, episode, lines)
-                total = await self.settle(state, how, lines)
-                self.deltas.put_nowait(None)
+                try:
+                    total = await self.settle(state, how, lines)
+                finally:
+                    self.deltas.put_nowait(None)
         if episode.answer_source == "none":
             raise no_answer(episode, total)
         return self._result(episode, lines, total)
