@@ -89,8 +89,7 @@ def _draw_arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], 
         )
     )  # fmt: skip
     if label:
-        side = 1 if start[1] > end[1] else -1
-        left = start[0] < 43
+        left = start[0] < BOXES["loop"].x
         x = start[0] + (-1.2 if left else 1.2)
-        ax.text(x, (start[1] + end[1]) / 2 + 0 * side, label, ha="right" if left else "left",
-                va="center", fontsize=6.8, color=SOFT)  # fmt: skip
+        ax.text(x, (start[1] + end[1]) / 2, label, ha="right" if left else "left", va="center",
+                fontsize=6.8, color=SOFT)  # fmt: skip

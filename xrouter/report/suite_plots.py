@@ -249,7 +249,9 @@ def reward_normalization(effect: pd.DataFrame, *, noise: float, note: str = "") 
         right.plot(own["reward"].iloc[best], best, "o", markersize=11, markerfacecolor="none",
                    color=colors[setting])  # fmt: skip
     left.axvline(noise, color="#555555", linewidth=1.0, linestyle="--")
-    left.text(noise, -0.75, " noise of a group", fontsize=6.5, color="#555555", va="center")
+    left.text(
+        noise, -0.75, "noise of a group ", fontsize=6.5, color="#555555", va="center", ha="right"
+    )
     left.set_xscale("log")
     left.set_yticks(range(len(models)), labels=models)
     left.set_ylim(-1.2, len(models) - 0.5)
