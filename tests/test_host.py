@@ -150,12 +150,13 @@ def test_a_tiny_model_on_the_cpu_build_of_vllm_routes_over_http(
         pytest.skip("set XROUTER_VLLM_PYTHON to an interpreter that has vLLM")
     import httpx
 
+    small = "--dtype float32 --enforce-eager --max-num-seqs 4 --gpu-memory-utilization 0.2"
     options = HostOptions(
         str(tiny_qwen),
         port=free_port(),
         python=python,
         max_model_len=16_384,
-        extra=("--dtype", "float32"),
+        extra=tuple(small.split()),
     )
     process = start(vllm_command(options))
     try:
