@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from xrouter.episode import Completion, Decision, Episode, Task, ToolCall, ToolResult, Turn
+from xrouter.evaluation.suite import savings
 from xrouter.outcomes import OutcomeTable
 from xrouter.report import (
     data_plots,
@@ -78,8 +79,6 @@ def test_the_suite_table_takes_one_row_per_policy_at_a_weight_cheapest_first():
 
 
 def test_savings_are_shown_with_their_interval_or_as_what_is_missing():
-    from xrouter.evaluation.suite import savings
-
     table = measured.savings_table(savings(suite_frame()))
     assert table.loc["trained router", "at parity"] == "40 % (40 to 40)"
     assert table.loc["kNN", "at parity"] == "short by 2.0 points"
@@ -140,9 +139,12 @@ def test_curves_of_a_comparison_say_what_was_chosen_and_what_was_reached():
             for w in (0.0, 0.5)[:n]
         ]
         targets = ("at_100", "at_98", "at_95")
+        saved = {"estimate": 0.1, "low": 0.05, "high": 0.15}
+        attempt = {"position": 0, "accuracy_delta": -0.05, "cost_save": 0.1}
+        attempt["intervals"] = {"cost_save": saved}
         return {
             "curve": curve,
-            "attempted": {t: {"position": 0} for t in targets},
+            "attempted": dict.fromkeys(targets, attempt),
             "at_100": None,
             "at_98": {},
             "at_95": {},
@@ -154,14 +156,18 @@ def test_curves_of_a_comparison_say_what_was_chosen_and_what_was_reached():
         "router": report(2),
         "baselines": {"cheapest": report(1)},
         "oracle": {"accuracy": 1.0, "usd_per_1k": 0.5},
+        "best_single": {"model": "big"},
     }
-    frame = recorded.curves_frame(result, {"big": (0.95, 10.0)})
-    assert list(frame["policy"]) == ["big", "router", "router", "cheapest", "oracle"]
-    assert frame["cost_weight"].tolist()[1:3] == [0.0, 0.5]
-    assert frame["cost_weight"].isna().tolist() == [True, False, False, True, True]
-    assert frame["at_98"].tolist() == [False, True, False, True, False]
-    assert frame["met_100"].sum() == 0
+    frame = recorded.curves_frame(result, {"big": (0.95, 10.0), "small": (0.5, 0.1)})
+    assert list(frame["policy"]) == ["big", "small", "router", "router", "cheapest", "oracle"]
+    assert frame["cost_weight"].tolist()[2:4] == [0.0, 0.5]
+    assert frame["cost_weight"].isna().tolist() == [True, True, False, False, True, True]
+    assert frame["at_98"].tolist() == [True, False, True, False, True, False]
+    assert frame["met_100"].tolist() == [True, False, False, False, False, False]
     assert frame["met_98"].equals(frame["at_98"])
+    table = measured.savings_table(savings(frame))
+    assert table.loc["trained router"].tolist() == ["short by 5.0 points", *["10 % (5 to 15)"] * 2]
+    assert "small" not in table.index
     assert isinstance(suite_plots.suite_pareto(frame), Figure)
 
 

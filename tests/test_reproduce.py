@@ -207,6 +207,23 @@ def test_cleaned_notebooks_hold_no_timing_version_or_path_of_the_machine(tmp_pat
     assert str(tmp_path) in book.cells[-1].outputs[0].text
 
 
+def test_what_was_printed_bit_by_bit_is_one_output(tmp_path):
+    book = notebook("print()")
+    book.cells[-1].outputs = [
+        new_output("stream", text="a\n"),
+        new_output("stream", text="b\n"),
+        new_output("stream", name="stderr", text="c\n"),
+        new_output("stream", text="d\n"),
+    ]
+    outputs = cleaned(book, tmp_path).cells[-1].outputs
+    assert [(o.name, o.text) for o in outputs] == [
+        ("stdout", "a\nb\n"),
+        ("stderr", "c\n"),
+        ("stdout", "d\n"),
+    ]
+    assert len(book.cells[-1].outputs) == 4
+
+
 # Real runs
 
 

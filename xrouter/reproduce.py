@@ -370,8 +370,21 @@ def cleaned(notebook: NotebookNode, root: Path) -> NotebookNode:
         if INJECTED in cell.metadata.get("tags", []):
             cell["id"] = INJECTED
         if cell.cell_type == "code":
-            cell.outputs = [nbformat.from_dict(_without_paths(o, root)) for o in cell.outputs]
+            outputs = [nbformat.from_dict(_without_paths(o, root)) for o in cell.outputs]
+            cell.outputs = _joined_streams(outputs)
     return out
+
+
+def _joined_streams(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """What was printed bit by bit as one output: how it was cut depends on timing alone."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _without_paths(value: Any, root: Path) -> Any:

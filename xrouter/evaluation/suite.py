@@ -462,6 +462,7 @@ def _stamp(
             "validation": len(stage.validation),
             "test": len(stage.test),
         },
+        "small_talk": float(np.mean([t.domain == "chat" for t in stage.test])),
         "reference_usd": stage.reference_usd,
         "best_single": stage.best_single,
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 Floats = npt.NDArray[np.float64]
@@ -15,6 +16,7 @@ DIRECTIONS = 16
 LEADER_FROM = 12.0
 PASSES = 4
 MARKER_POINTS = 3.5
+HALO = [withStroke(linewidth=1.4, foreground="white")]
 
 
 def place_labels(
@@ -132,6 +134,7 @@ def _annotate(
         ha="center",
         va="center",
         arrowprops=line if leader else None,
+        path_effects=HALO,
         zorder=4,
     )
     note.set_in_layout(False)

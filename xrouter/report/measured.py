@@ -21,7 +21,7 @@ SIMULATED = Path("summary") / "simulated.csv"
 SIMULATED_ROUTING = Path("summary") / "simulated_routing.csv"
 RECORDED = Path("recorded") / "curves.csv"
 TRAINING = Path("training")
-TRAINING_RUNS = ("cpu-s0", "cpu-s1", "cpu-s2")
+TRAINING_RUNS = {"seed 0": "cpu-s0", "seed 1": "cpu-s1", "seed 2": "cpu-s2"}
 ORACLE = "oracle"
 NAMES = {
     ROUTER: "trained router",
@@ -40,12 +40,13 @@ NAMES = {
 
 def training_files(file: str) -> tuple[Path, ...]:
     """``metrics.csv`` or ``validation.csv`` of each committed run, relative to ``results/``."""
-    return tuple(TRAINING / run / file for run in TRAINING_RUNS)
+    return tuple(TRAINING / run / file for run in TRAINING_RUNS.values())
 
 
 def read_training(results: Path, file: str = "metrics.csv") -> dict[str, pd.DataFrame]:
-    """That file of each committed run, by the run's name. Raises FileNotFoundError."""
-    return {path.parent.name: pd.read_csv(results / path) for path in training_files(file)}
+    """That file of each committed run, by the run's label. Raises FileNotFoundError."""
+    files = zip(TRAINING_RUNS, training_files(file), strict=True)
+    return {label: pd.read_csv(results / path) for label, path in files}
 
 
 def training_lift(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -35,6 +35,7 @@ from xrouter.report.tables import ROUTER, SINGLE
 Floats = npt.NDArray[np.float64]
 LINES = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0072B2", "#000000", "#7B4FB5", "#8C564B")
 LINE_MARKERS = "sv^<>pPX"
+ZOOM = 0.08
 
 
 def suite_pareto(points: pd.DataFrame, *, note: str = "") -> Figure:
@@ -45,13 +46,15 @@ def suite_pareto(points: pd.DataFrame, *, note: str = "") -> Figure:
     dialed = points[points["cost_weight"].notna()]
     panels = [("The router, single models and fixed rules", fixed)]
     if (dialed["kind"] != ROUTER).any():
-        panels.append(("The router and baselines with a dial", dialed))
+        panels.append(("The router and baselines with a dial, close up", dialed))
     fig, axes = plt.subplots(len(panels), 1, figsize=(7.0, 0.6 + 3.4 * len(panels)), squeeze=False)
     corners = _frontier(points[points["kind"] != ORACLE])
     for ax, (title, rows) in zip(axes.flat, panels, strict=True):
         _panel(ax, rows, corners, title)
+    curves = dialed[dialed["kind"] != ROUTER]
     if len(panels) > 1:
-        _draw_curves(axes[1, 0], dialed[dialed["kind"] != ROUTER])
+        _draw_curves(axes[1, 0], curves)
+        _zoom(axes[1, 0], dialed)
     _legend(fig, points)
     add_note(fig, note)
     fig.draw_without_rendering()
@@ -84,6 +87,16 @@ def _panel(ax: Axes, rows: pd.DataFrame, corners: Floats, title: str) -> None:
             _draw_router(ax, own)
         elif kind != "baseline" or own["cost_weight"].isna().all():
             _draw_points(ax, own, COLORS.get(kind, OTHER_COLOR), MARKERS.get(kind, OTHER_MARKER))
+
+
+def _zoom(ax: Axes, rows: pd.DataFrame) -> None:
+    """Limit a panel to accuracies near the router's: what lies far below runs out of it."""
+    router = rows[rows["kind"] == ROUTER]
+    floor = (router if len(router) else rows)["accuracy"].min() - ZOOM
+    near = rows[rows["accuracy"] >= floor]
+    ax.set_ylim(100 * max(floor, near["accuracy"].min() - 0.04), 100 * near["accuracy"].max() + 4)
+    ax.set_xlim(near["usd_per_1k"].min() / 1.5, near["usd_per_1k"].max() * 1.6)
+    plain_log_ticks(ax)
 
 
 def _draw_router(ax: Axes, rows: pd.DataFrame) -> None:
@@ -129,21 +142,27 @@ def _label_points(ax: Axes, rows: pd.DataFrame, corners: Floats) -> None:
         )
         colors.setdefault(at, COLORS.get(row["kind"], OTHER_COLOR))
     shown = [_joined(names) for names in texts.values()]
-    lines = _lines(rows[rows["kind"] == ROUTER], corners)
+    router = rows[rows["kind"] == ROUTER]
+    lines = _chained([corners, _curve(router, "cost_weight")])
     place_labels(ax, np.array(list(texts)), shown, list(colors.values()), steps=lines)
 
 
-def _lines(router: pd.DataFrame, corners: Floats) -> Floats:
-    """Points along all that labels should stay clear of, [n, 2]; NaN where a line ends."""
-    if len(router) < 2:
-        return corners
-    order = router.sort_values("cost_weight")
+def _curve(rows: pd.DataFrame, by: str) -> Floats:
+    """Points along the line that joins ``rows`` in the order of column ``by``, [n, 2]."""
+    order = rows.sort_values(by)
+    at = np.arange(len(order))
+    fine = np.linspace(0, max(len(order) - 1, 0), 8 * len(order))
     cost = np.log(order["usd_per_1k"].to_numpy(np.float64))
-    at, fine = np.arange(len(order)), np.linspace(0, len(order) - 1, 10 * len(order))
-    curve = np.column_stack(
-        [np.exp(np.interp(fine, at, cost)), np.interp(fine, at, 100 * order["accuracy"])]
-    )
-    return np.concatenate([corners, [[np.nan, np.nan]], curve])
+    quality = 100 * order["accuracy"].to_numpy(np.float64)
+    if not len(order):
+        return np.empty((0, 2))
+    return np.column_stack([np.exp(np.interp(fine, at, cost)), np.interp(fine, at, quality)])
+
+
+def _chained(lines: Iterable[Floats]) -> Floats:
+    """Several lines as one, with NaN between them."""
+    gap = np.full((1, 2), np.nan)
+    return np.concatenate([part for line in lines for part in (line, gap)][:-1])
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from xrouter.report.plots import add_note
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SMOOTH_STEPS = 5
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
 
 # title, y label, [(column, label)]
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
@@ -104,7 +105,7 @@ def _validation_panel(ax: Axes, runs: Mapping[str, pd.DataFrame], weight: float)
     ax.axhline(float(np.mean(start)), color="#555555", linestyle="--", linewidth=0.9)
     ax.annotate("warm start", (1.0, float(np.mean(start))), xycoords=("axes fraction", "data"),
                 xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=6.5,
-                color="#555555")  # fmt: skip
+                color="#555555", bbox=HALO, zorder=5)  # fmt: skip
     ax.set_title(f"λ={weight:g}")
     ax.set_xlabel("DAPO step")
 
