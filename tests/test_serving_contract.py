@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ WEATHER: Any = {
 }
 
 
+@cache
+def client_of(base: str) -> Any:
+    return openai.OpenAI(base_url=base, api_key="dummy", max_retries=0)
+
+
 @dataclass(frozen=True)
 class Target:
     """Where the contract is held against; ``served`` is the model that answers there."""
@@ -46,7 +52,7 @@ class Target:
 
     @property
     def client(self) -> Any:
-        return openai.OpenAI(base_url=self.base, api_key="dummy", max_retries=0)
+        return client_of(self.base)
 
     def create(self, messages: list[Any] = HELLO, **parameters: Any) -> Any:
         return self.client.chat.completions.create(

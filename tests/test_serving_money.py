@@ -21,6 +21,7 @@ from xrouter.serving.accounts import Ledger, pico
 __all__ = ["postgres_url"]  # a fixture
 
 CATALOG = small_catalog()
+HTTP = httpx.Client(timeout=30)
 NANO = 1e-9
 
 
@@ -51,7 +52,7 @@ def body(text: str = "hello", **more: Any) -> dict[str, Any]:
 def post(server: XRouterServer, payload: dict[str, Any], key: str | None = None) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{server.base}/chat/completions"
-    return httpx.post(url, json=payload, headers=headers, timeout=30)
+    return HTTP.post(url, json=payload, headers=headers, timeout=30)
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
@@ -268,9 +269,9 @@ def test_any_address_but_loopback_demands_keys(tmp_path: Path, provider: FakePro
     secret = made.command("keys", "create", "--name", "me").splitlines()[0]
     with made:
         assert post(made, body()).status_code == 401
-        assert httpx.get(f"{made.base}/models").status_code == 401
-        assert httpx.get(f"{made.root}/metrics").status_code == 401
-        assert httpx.get(f"{made.root}/health/ready").status_code == 200
+        assert HTTP.get(f"{made.base}/models").status_code == 401
+        assert HTTP.get(f"{made.root}/metrics").status_code == 401
+        assert HTTP.get(f"{made.root}/health/ready").status_code == 200
         assert post(made, body(), secret).status_code == 200
 
 
