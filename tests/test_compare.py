@@ -88,6 +88,15 @@ def test_points_that_fall_short_on_test_are_null_and_the_others_are_met(result):
         assert equal is None or equal["usd_per_1k"] <= best["usd_per_1k"] + 1e-9
 
 
+def test_hindsight_is_at_least_as_good_as_any_choice_that_met_its_target(result):
+    for report in (result["router"], *result["baselines"].values()):
+        for target in ("at_100", "at_98", "at_95"):
+            if report[target]:
+                assert report["hindsight"][target] >= report[target]["cost_save"] - 1e-12
+            elif report["hindsight"][target] is not None:
+                assert len(report["curve"]) > 1
+
+
 def test_points_are_taken_from_the_test_curve(result):
     for report in (result["router"], *result["baselines"].values()):
         for target in TARGETS:

@@ -26,6 +26,7 @@ from xrouter.evaluation.runs import Run
 from xrouter.evaluation.stats import (
     SAVING_TARGETS,
     Point,
+    cost_save,
     frontier_gap,
     holm,
     isotonic,
@@ -340,7 +341,11 @@ def _curve(
 
 
 def _report(curve: Curve, reference: Reference, *, margin: float, seed: int) -> dict[str, Any]:
-    """Operating points on test (null where they miss), what was attempted, and the curve."""
+    """Operating points on test (null where they miss), what was attempted, and the curve.
+
+    ``hindsight`` is the CostSave of the best dial position for the test data itself: a bound
+    that shows how much of a miss is the choice of the dial and how much the curve.
+    """
     report: dict[str, Any] = {}
     attempts: dict[str, Any] = {}
     target = float(reference.test[0].mean())
@@ -356,6 +361,10 @@ def _report(curve: Curve, reference: Reference, *, margin: float, seed: int) -> 
     report["at_equal_cost"] = attempt if affordable else None
     best = Point(target, float(reference.test[1].mean()))
     report["perf_gain"] = perf_gain(curve.points("test"), best)
+    report["hindsight"] = {
+        name: cost_save(curve.points("test"), best, fraction)
+        for name, fraction in SAVING_TARGETS.items()
+    }
     report["attempted"] = attempts
     report["curve"] = [
         {**position.shown, "validation": _shown(v), "test": _shown(t)}
